@@ -1,0 +1,49 @@
+"""One named exception a kind of failure, all the user's to mend: the command line prints them and exits with 2."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class RLHFError(Exception):
+    """Base of all errors that name what the user can change."""
+
+
+class ConfigError(RLHFError):
+    """A configuration that cannot be: the message names the key and the nearest valid choice."""
+
+
+class DataError(RLHFError):
+    """Input data that cannot be read: the message names file, line and field."""
+
+
+class ModelSourceError(RLHFError):
+    """A model folder or package that lacks what is asked of it."""
+
+
+class RunFolderError(RLHFError):
+    """A run folder that cannot be written, or exists already."""
+
+
+class UnknownPluginError(ConfigError):
+    """No plug-in of that name."""
+
+    def __init__(self, kind: str, name: str, nearest: str | None, known: Sequence[str]) -> None:
+        hint = f" Did you mean {nearest!r}?" if nearest else ""
+        super().__init__(f"no {kind} is called {name!r}.{hint} Known: {', '.join(known) or 'none'}")
+
+
+class DuplicatePluginError(ConfigError):
+    """Two classes claim one name."""
+
+    def __init__(self, kind: str, name: str, first: str, second: str) -> None:
+        super().__init__(f"two {kind} plug-ins are called {name!r}: {first} and {second}; rename or uninstall one")
+
+
+class PluginImportError(ConfigError):
+    """A plug-in of another package does not import."""
+
+    def __init__(self, kind: str, name: str, target: str, distribution: str, cause: Exception) -> None:
+        super().__init__(
+            f"{kind} plug-in {name!r} ({target} of {distribution}) does not import: {type(cause).__name__}: {cause}"
+        )

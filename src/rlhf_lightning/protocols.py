@@ -1,0 +1,178 @@
+"""What each replaceable part must do. Any object of that shape will serve; none needs a base class of ours.
+
+The classes below are also the type hints by which the configuration finds and checks a part's arguments.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from rlhf_lightning.types import (
+    Advantages,
+    Demonstration,
+    Problem,
+    Prompt,
+    Rewards,
+    Rollout,
+    SamplingParams,
+    Scores,
+    TokenRewards,
+    UpdateBatch,
+)
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Sampler(ABC):
+    """Draws responses from a policy."""
+
+    params: SamplingParams
+
+    @abstractmethod
+    def bind(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Gives the sampler the live policy and its tokenizer, once, before the first call."""
+
+    @abstractmethod
+    def sync(self, weights_version: int) -> None:
+        """Tells the sampler that the policy's weights changed; called before each rollout."""
+
+    @abstractmethod
+    def __call__(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        samples_per_prompt: int,
+        seeds: Tensor,
+        params: SamplingParams | None = None,
+    ) -> Rollout:
+        """Draws ``samples_per_prompt`` responses a prompt.
+
+        Args:
+            prompts: P prompts.
+            samples_per_prompt: G.
+            seeds: (P·G,) int64; a sequence's draws are a function of its seed alone.
+            params: Overrides the sampler's own (greedy evaluation, say).
+        """
+
+
+class Scorer(ABC):
+    """Scores whole responses."""
+
+    name: str
+
+    @abstractmethod
+    def __call__(self, rollout: Rollout) -> Scores:
+        """Scores each of the B responses."""
+
+
+class RewardTransform(ABC):
+    """One visible step between raw score and reward."""
+
+    name: str
+
+    @abstractmethod
+    def __call__(self, rewards: Rewards) -> Rewards:
+        """Returns new rewards; never edits its input."""
+
+
+class AdvantageEstimator(ABC):
+    """Turns token rewards into advantages."""
+
+    #: Smallest group for which the estimator means anything (1, or 2 for group baselines).
+    min_group_size: int = 1
+
+    @abstractmethod
+    def __call__(self, rewards: TokenRewards) -> Advantages:
+        """Estimates per-token advantages (and returns, where there is a critic)."""
+
+
+class PolicyLoss(ABC):
+    """The surrogate objective, as a loss."""
+
+    @abstractmethod
+    def __call__(self, new: Tensor, batch: UpdateBatch) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Returns the (b, T) per-token loss and (b, T) per-token diagnostics by name (averaged over tokens for logs).
+
+        Args:
+            new: (b, T) log-probs under the policy being trained, with gradient.
+            batch: The micro-batch.
+        """
+
+
+class KLController(ABC):
+    """Holds the KL coefficient beta."""
+
+    @property
+    @abstractmethod
+    def value(self) -> float:
+        """The coefficient to use now."""
+
+    @abstractmethod
+    def update(self, kl: float, n_sequences: int) -> None:
+        """Sees the measured KL (nats per sequence) of a rollout."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must keep; nothing by default."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what ``state_dict`` gave."""
+        if state:
+            raise ValueError(f"{type(self).__name__} keeps no state, got {sorted(state)}")
+
+
+class Task(ABC):
+    """Problems and the verifier that scores answers to them."""
+
+    name: str
+
+    @abstractmethod
+    def train_problems(self) -> Sequence[Problem]:
+        """The problems to train on; never one of the held-out ones."""
+
+    @abstractmethod
+    def held_out_problems(self) -> Sequence[Problem]:
+        """A fixed, seeded set to measure on."""
+
+    @abstractmethod
+    def verify(self, problem: Problem, response: str) -> float:
+        """The gold score of a response, usually 0 or 1. May be slow or raise: the scorer guards against both."""
+
+    def demonstrations(self) -> Iterator[Demonstration]:
+        """Worked answers to train on, without end or from a file; not every task has them."""
+        raise NotImplementedError(f"task {self.name!r} has no demonstrations")
+
+
+class ModelSource(ABC):
+    """Where a model comes from."""
+
+    @abstractmethod
+    def config(self) -> PretrainedConfig:
+        """The architecture, without weights."""
+
+    @abstractmethod
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer, without weights."""
+
+    @abstractmethod
+    def load(self) -> PreTrainedModel:
+        """The model with weights, in evaluation mode."""
+
+    @abstractmethod
+    def identity(self) -> str:
+        """A text that changes when the weights do (a path with a hash, a package with its version)."""
+
+
+class Metric(ABC):
+    """A number computed from a finished rollout, logged under its name."""
+
+    name: str
+
+    @abstractmethod
+    def __call__(self, rollout: Rollout, scores: Scores) -> float:
+        """The metric's value."""

@@ -1,0 +1,290 @@
+"""The values that flow from prompts to an update, one frozen dataclass an arrow.
+
+Axis suffixes used everywhere: ``_P`` prompt, ``_G`` sample in a group, ``_B`` = P·G flat with groups contiguous,
+``_T`` response token (right-padded), ``_S`` reasoning step. A mask is True where a token counts. Log-probs are in nats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One problem of a task, before any tokenizer has seen it.
+
+    Attributes:
+        id: Stable name within its task. Held-out problems never share one with training problems.
+        question: What is asked: the whole prompt in plain mode, the user's turn in chat mode.
+        answer: The reference answer, as text ("" where the verifier needs none).
+        metadata: Whatever else the verifier needs. Picklable.
+    """
+
+    id: str
+    question: str
+    answer: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """One worked answer to a problem, for supervised training and reward-model labels.
+
+    Attributes:
+        problem: The problem it answers.
+        response: The text the model should produce.
+        step_correct: Per reasoning step, whether the step is right given what stands before it; empty when unknown.
+        correct: Whether the final answer is right; None when unknown.
+    """
+
+    problem: Problem
+    response: str
+    step_correct: tuple[bool, ...] = ()
+    correct: bool | None = None
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A problem as the model reads it.
+
+    Attributes:
+        problem: Where it comes from.
+        task: Name of the task that verifies it.
+        text: The text after the chat template, or the plain question.
+        tokens: Token ids of ``text``.
+        index: Position in its data set; with the run seed and the rollout it seeds the prompt's samples.
+    """
+
+    problem: Problem
+    task: str
+    text: str
+    tokens: tuple[int, ...]
+    index: int
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How responses are drawn.
+
+    Attributes:
+        max_new_tokens: Longest response, in tokens, the end-of-sequence token included.
+        temperature: Divides the logits; 0 means greedy decoding.
+        top_k: Keep the k most likely tokens; 0 keeps all.
+        top_p: Keep the smallest set of tokens whose probability reaches this; 1 keeps all.
+        stop: Texts that end a response when they appear in it. They stay in the response.
+
+    Raises:
+        ValueError: If a value is out of range.
+    """
+
+    max_new_tokens: int = 64
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
+        if self.temperature < 0:
+            raise ValueError(f"temperature must be 0 (greedy) or more, got {self.temperature}")
+        if self.top_k < 0:
+            raise ValueError(f"top_k must be 0 (off) or more, got {self.top_k}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
+
+    @property
+    def full_support(self) -> bool:
+        """Whether every token can be drawn, so that sampler and trainer describe the same distribution."""
+        return self.temperature > 0 and self.top_k == 0 and self.top_p == 1.0
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Sampled responses.
+
+    Attributes:
+        prompts: The P prompts.
+        tokens: (B, T) response token ids, right-padded with 0; the end-of-sequence token is part of the response.
+        mask: (B, T) True on response tokens.
+        logprobs: (B, T) log-probs of the distribution really sampled from (temperature and support included); 0 off
+            the mask. For greedy decoding: of the untempered full distribution.
+        finished: (B,) True where the response ended by itself (end-of-sequence or stop text), False where cut off.
+        texts: B decoded responses, special tokens left out.
+        params: How they were drawn.
+        weights_version: Version of the policy weights they were drawn from.
+    """
+
+    prompts: tuple[Prompt, ...]
+    tokens: Tensor
+    mask: Tensor
+    logprobs: Tensor
+    finished: Tensor
+    texts: tuple[str, ...]
+    params: SamplingParams
+    weights_version: int = 0
+
+    @property
+    def group_size(self) -> int:
+        """G, the number of samples a prompt (0 for an empty rollout)."""
+        return self.tokens.shape[0] // len(self.prompts) if self.prompts else 0
+
+    @property
+    def lengths(self) -> Tensor:
+        """(B,) response lengths in tokens."""
+        return self.mask.sum(dim=1)
+
+    def prompt_of(self, sequence: int) -> Prompt:
+        """The prompt of flat sequence ``sequence``."""
+        return self.prompts[sequence // self.group_size]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the scorers said.
+
+    Attributes:
+        values: (B,) float32, the score that is optimised.
+        parts: Each scorer's own (B,) values by name, before weighting.
+        failed: (B,) True where a verifier hung or raised and the declared failure value was used.
+    """
+
+    values: Tensor
+    parts: Mapping[str, Tensor]
+    failed: Tensor
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """Response-level rewards on their way through the transforms.
+
+    Attributes:
+        values: (B,) float32.
+        group_size: G; groups are contiguous.
+        lengths: (B,) response lengths in tokens.
+        finished: (B,) False where the response was cut off.
+    """
+
+    values: Tensor
+    group_size: int
+    lengths: Tensor
+    finished: Tensor
+
+
+@dataclass(frozen=True)
+class TokenRewards:
+    """Rewards placed on tokens: the response's on its last token, a KL penalty on every one.
+
+    Attributes:
+        values: (B, T), 0 off the mask.
+        mask: (B, T).
+        group_size: G; groups are contiguous.
+        baseline: (B, T) critic values, or None without a critic.
+    """
+
+    values: Tensor
+    mask: Tensor
+    group_size: int
+    baseline: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Advantages:
+    """What the policy loss multiplies the ratio with.
+
+    Attributes:
+        values: (B, T), 0 off the mask.
+        returns: (B, T) targets of the critic, or None without one.
+    """
+
+    values: Tensor
+    returns: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Experience:
+    """Everything an update needs of one rollout.
+
+    Attributes:
+        rollout: The responses.
+        scores: Their scores.
+        rewards: (B,) after all transforms.
+        advantages: Per token.
+        old_logprobs: (B, T) log-probs under the policy that sampled, at the sampling temperature.
+        ref_logprobs: (B, T) log-probs under the frozen reference at the same temperature, or None when no KL term asks.
+        metrics: Means worth logging, by name.
+    """
+
+    rollout: Rollout
+    scores: Scores
+    rewards: Tensor
+    advantages: Advantages
+    old_logprobs: Tensor
+    ref_logprobs: Tensor | None
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class PackedSequences:
+    """P' prompts and their b responses laid end to end in one row of N tokens, each prompt once, no padding.
+
+    Order: for each group, the prompt's tokens, then each of its responses' tokens without the last one (nothing is
+    predicted from it). A response attends to its own prompt and to itself, never to its siblings.
+
+    Attributes:
+        input_ids: (N,) token ids.
+        position_ids: (N,) positions as if each prompt+response stood alone.
+        prompt_lengths: (P',) prompt tokens a group.
+        response_lengths: (b,) response tokens that stand in the row (one less than the response has).
+        group_of: (b,) group of each response, non-decreasing.
+        predict_index: (R,) where in the row the hidden state stands that predicts each response token, responses one
+            after another (R is the total number of response tokens; the first of each is predicted by the prompt's
+            last token).
+        targets: (R,) the response tokens.
+        mask: (b, T) True on response tokens; ``mask.nonzero()`` is in the order of ``targets``.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    prompt_lengths: Tensor
+    response_lengths: Tensor
+    group_of: Tensor
+    predict_index: Tensor
+    targets: Tensor
+    mask: Tensor
+
+    def to_rows(self, flat: Tensor) -> Tensor:
+        """Scatters (R,) per-token values to (b, T), 0 off the mask; differentiable."""
+        rows = torch.zeros(self.mask.shape, dtype=flat.dtype, device=flat.device)
+        return rows.masked_scatter(self.mask, flat)
+
+
+@dataclass(frozen=True)
+class UpdateBatch:
+    """One packed micro-batch of an update.
+
+    Attributes:
+        packed: The sequences.
+        old_logprobs: (b, T).
+        ref_logprobs: (b, T) or None.
+        advantages: (b, T).
+        weights: (b, T) what each token's loss is multiplied with before the sum over the whole update, so that the
+            sum over all micro-batches and ranks is the aggregated loss.
+        temperature: The sampling temperature, applied to the logits before log-probs.
+        update: Index of the update within the rollout.
+        micro_batches: Number k of micro-batches in this update.
+    """
+
+    packed: PackedSequences
+    old_logprobs: Tensor
+    ref_logprobs: Tensor | None
+    advantages: Tensor
+    weights: Tensor
+    temperature: float
+    update: int
+    micro_batches: int
