@@ -25,6 +25,7 @@ from rlhf_lightning.types import (
 )
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -32,6 +33,11 @@ class Sampler(ABC):
     """Draws responses from a policy."""
 
     params: SamplingParams
+
+    @property
+    def exact(self) -> bool:
+        """Whether its log-probs are the trainer's own up to rounding, so that no second pass is needed for them."""
+        return self.params.full_support
 
     @abstractmethod
     def bind(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -60,10 +66,56 @@ class Sampler(ABC):
         """
 
 
+class DecodingSession(ABC):
+    """B sequences that grow by one token a step.
+
+    Attributes:
+        logits: (B, V) what the model says of each sequence's next token.
+        single_threaded: Whether its matrices are so small that a second thread costs more than it gives.
+    """
+
+    logits: Tensor
+    single_threaded: bool = False
+
+    @abstractmethod
+    def step(self, tokens: Tensor) -> None:
+        """Appends (B,) tokens and renews ``logits``."""
+
+    @abstractmethod
+    def keep(self, rows: Tensor) -> None:
+        """Drops all sequences but those of the given (B',) ascending row numbers; ``logits`` follow."""
+
+
+class Decoder(ABC):
+    """Runs a model token by token for the in-process sampler."""
+
+    @classmethod
+    @abstractmethod
+    def supports(cls, config: PretrainedConfig) -> bool:
+        """Whether it computes exactly what a model of this configuration computes."""
+
+    @abstractmethod
+    def load(self, model: PreTrainedModel, dtype: torch.dtype | None) -> None:
+        """Takes the model's weights as they are now, in ``dtype`` (None: the model's own)."""
+
+    @abstractmethod
+    def start(self, prompts: Sequence[Sequence[int]], owner: Tensor, max_new_tokens: int) -> DecodingSession:
+        """Reads each prompt once and gives a session of B sequences.
+
+        Args:
+            prompts: P prompts' tokens, none empty.
+            owner: (B,) the prompt that each sequence continues.
+            max_new_tokens: Most tokens a sequence may grow by.
+        """
+
+
 class Scorer(ABC):
     """Scores whole responses."""
 
     name: str
+
+    def bind(self, tasks: Mapping[str, Task]) -> None:  # noqa: B027
+        """Gives the scorer the run's tasks by name, before the first call; most scorers don't need them."""
 
     @abstractmethod
     def __call__(self, rollout: Rollout) -> Scores:

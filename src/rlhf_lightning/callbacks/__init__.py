@@ -1,0 +1,60 @@
+"""What a run writes and shows: metrics, samples, progress, pictures, a report, checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning.pytorch.callbacks import Callback, ProgressBar
+from lightning.pytorch.loggers.logger import Logger
+
+from rlhf_lightning.callbacks.checkpoint import RolloutCheckpoint
+from rlhf_lightning.callbacks.loggers import ResumableCSVLogger, ResumableTensorBoardLogger
+from rlhf_lightning.callbacks.metrics_log import MetricsLog
+from rlhf_lightning.callbacks.plots import RunPlots
+from rlhf_lightning.callbacks.progress import PhaseProgress
+from rlhf_lightning.callbacks.report import RunReport
+from rlhf_lightning.callbacks.samples import SampleLog
+from rlhf_lightning.runs import CHECKPOINTS_FOLDER
+
+__all__ = [
+    "MetricsLog",
+    "PhaseProgress",
+    "ResumableCSVLogger",
+    "ResumableTensorBoardLogger",
+    "RolloutCheckpoint",
+    "RunPlots",
+    "RunReport",
+    "SampleLog",
+    "default_callbacks",
+    "default_loggers",
+]
+
+
+def default_callbacks(run_dir: Path, given: Sequence[Callback] = ()) -> list[Callback]:
+    """The callbacks of an ordinary run, in the order they need. Callbacks that add metrics go before them.
+
+    Args:
+        run_dir: The run's folder.
+        given: Callbacks that the user has set already: a default of the same type is left out, and so is the progress
+            display if there is another.
+    """
+    defaults = [
+        MetricsLog(),
+        SampleLog(run_dir),
+        PhaseProgress(),
+        RunPlots(run_dir),
+        RunReport(run_dir),
+        RolloutCheckpoint(run_dir / CHECKPOINTS_FOLDER),
+    ]
+    kinds = [ProgressBar if isinstance(callback, ProgressBar) else type(callback) for callback in defaults]
+    return [
+        callback
+        for callback, kind in zip(defaults, kinds, strict=True)
+        if not any(isinstance(other, kind) for other in given)
+    ]
+
+
+def default_loggers(run_dir: Path) -> list[Logger]:
+    """A CSV table and TensorBoard files in the run's folder."""
+    return [ResumableCSVLogger(run_dir), ResumableTensorBoardLogger(run_dir)]

@@ -1,0 +1,67 @@
+"""Checkpoints at rollout edges: whole or not at all, and the last one always known."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from rlhf_lightning.errors import ConfigError
+
+
+class RolloutCheckpoint(Checkpoint):
+    """Saves after every ``every``-th epoch (a rollout, for policies) and after the last.
+
+    A checkpoint is written aside and renamed, so a kill at any moment leaves the previous one whole.
+    ``last.ckpt`` always names the newest. What happened after it is repeated on resume, to the same numbers.
+
+    Args:
+        folder: Where checkpoints go.
+        every: Epochs between two checkpoints.
+        keep: How many are kept, the newest first; 0 keeps all.
+    """
+
+    def __init__(self, folder: str | Path, every: int = 1, keep: int = 2) -> None:
+        if every < 1 or keep < 0:
+            raise ConfigError(f"RolloutCheckpoint: every ({every}) must be at least 1 and keep ({keep}) at least 0")
+        self.folder, self.every, self.keep = Path(folder), every, keep
+
+    @property
+    def last(self) -> Path:
+        """The newest checkpoint."""
+        return self.folder / "last.ckpt"
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves at the edge."""
+        done = trainer.current_epoch + 1
+        if done % self.every == 0 or done == trainer.max_epochs:
+            self.save(trainer, done)
+
+    def save(self, trainer: Trainer, done: int) -> None:
+        """Writes aside, renames, moves ``last.ckpt`` on, and only then removes what is too old."""
+        target = self.folder / f"rollout-{done:06d}.ckpt"
+        aside = self.folder / f".{target.name}.partial"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        trainer.save_checkpoint(aside, False)  # not the weights alone: the optimizer and the cursor too
+        if trainer.is_global_zero:
+            aside.replace(target)
+            self._point_last_at(target)
+            self._remove_old()
+
+    def _point_last_at(self, target: Path) -> None:
+        link = self.folder / ".last.ckpt.partial"
+        link.unlink(missing_ok=True)
+        os.link(target, link)
+        link.replace(self.last)
+
+    def _remove_old(self) -> None:
+        saved = sorted(self.folder.glob("rollout-*.ckpt"))
+        for path in saved[: -self.keep] if self.keep else []:
+            path.unlink()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the folder is the state."""
+        return {}

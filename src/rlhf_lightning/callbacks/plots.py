@@ -1,0 +1,154 @@
+"""Pictures of a run: reward, held-out accuracy, KL and response length, against rollouts and prompts seen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_only
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
+
+from rlhf_lightning.callbacks.key_metrics import KEY_METRICS, KeyMetric, count
+from rlhf_lightning.callbacks.run_folder import run_dir_of
+from rlhf_lightning.runs import METRICS_FILE, PLOTS_FOLDER, load_run
+
+COLOR = "#1f5fa8"
+SMOOTH_FROM = 20
+"""From so many points on, a running mean is drawn over them."""
+
+
+class RunPlots(Callback):
+    """Draws ``<run_dir>/plots/*.png`` from the metrics file when a fit ends, also when it is interrupted.
+
+    A metric that the run did not log gets no picture; the report says so.
+
+    Args:
+        run_dir: The run's folder; that of the run's CSV logger when not given.
+    """
+
+    def __init__(self, run_dir: str | Path | None = None) -> None:
+        self.run_dir = run_dir
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draws the finished run."""
+        self._draw(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Draws what there is."""
+        self._draw(trainer)
+
+    @rank_zero_only
+    def _draw(self, trainer: Trainer) -> None:
+        run_dir = run_dir_of(trainer, self.run_dir)
+        if (run_dir / METRICS_FILE).is_file():
+            draw_run(run_dir)
+
+
+def draw_run(run_dir: str | Path) -> list[Path]:
+    """Draws each key metric that a run has.
+
+    Args:
+        run_dir: The run's folder.
+
+    Returns:
+        The pictures' paths.
+
+    Raises:
+        RunFolderError: If it is no run folder, or its metrics cannot be read.
+    """
+    run = load_run(run_dir)
+    drawn = []
+    for key in KEY_METRICS:
+        points = points_of(run.metrics, key)
+        if not points.empty:
+            (run.path / PLOTS_FOLDER).mkdir(exist_ok=True)
+            drawn.append(run.path / PLOTS_FOLDER / key.file_name)
+            draw_metric(points, key, run.name).savefig(drawn[-1], dpi=130)
+    return drawn
+
+
+def points_of(metrics: pd.DataFrame, key: KeyMetric) -> pd.DataFrame:
+    """The metric's points: ``x`` (rollout), ``prompts`` (NaN when unknown) and ``y`` (in the metric's unit)."""
+    column = key.column_in(metrics.columns)
+    if column is None or "rollout" not in metrics.columns:
+        return pd.DataFrame(columns=["x", "prompts", "y"])
+    prompts = metrics["prompts_seen"] if "prompts_seen" in metrics.columns else float("nan")
+    points = pd.DataFrame({"x": metrics["rollout"], "prompts": prompts, "y": metrics[column] * key.scale})
+    return points.dropna(subset=["x", "y"])
+
+
+def draw_metric(points: pd.DataFrame, key: KeyMetric, run_name: str) -> Figure:
+    """One picture: rollouts along the bottom, prompts seen along the top, first and last value written out."""
+    figure = Figure(figsize=(8.0, 4.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    _draw_curve(axes, points)
+    _label_ends(axes, points, key)
+    axes.set_xlabel("rollout")
+    axes.set_ylabel(key.axis_label)
+    axes.set_title(f"{key.title}\n", fontsize=12, loc="left", fontweight="bold")
+    axes.set_title(f"run {run_name}\n", fontsize=9, loc="right", color="0.4")
+    axes.grid(alpha=0.25)
+    axes.spines["right"].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.margins(x=0.06, y=0.14)
+    _prompts_on_top(axes, points)
+    return figure
+
+
+def _draw_curve(axes: Axes, points: pd.DataFrame) -> None:
+    many = len(points) >= SMOOTH_FROM
+    axes.plot(
+        points["x"],
+        points["y"],
+        color=COLOR,
+        marker="o",
+        markersize=5 if not many else 3 if len(points) < 200 else 1.5,
+        linewidth=2.0 if not many else 1.0 if len(points) < 200 else 0.5,
+        alpha=0.35 if many else 1.0,
+        label="each measurement",
+    )
+    if many:
+        width = max(5, len(points) // 25)
+        smooth = points["y"].rolling(width, center=True, min_periods=1).mean()
+        axes.plot(points["x"], smooth, color=COLOR, linewidth=2.5, label=f"running mean of {width}")
+        axes.legend(frameon=False, fontsize=9, loc="best")
+
+
+def _label_ends(axes: Axes, points: pd.DataFrame, key: KeyMetric) -> None:
+    ends = points.iloc[[0, -1]] if len(points) > 1 else points
+    axes.plot(ends["x"], ends["y"], "o", color="#c2410c", markersize=7, zorder=5)
+    middle = points["y"].median()
+    for end in ends.itertuples():
+        above = end.y >= middle
+        axes.annotate(
+            key.text(end.y / key.scale) if len(key.unit) < 2 else key.digits(end.y / key.scale),
+            (end.x, end.y),
+            xytext=(0, 9 if above else -9),
+            textcoords="offset points",
+            ha="center",
+            va="bottom" if above else "top",
+            color="#c2410c",
+            fontweight="bold",
+            path_effects=[withStroke(linewidth=3, foreground="white")],
+            zorder=6,
+        )
+
+
+def _prompts_on_top(axes: Axes, points: pd.DataFrame) -> None:
+    known = points.dropna(subset=["prompts"])
+    if known.empty:
+        axes.spines["top"].set_visible(False)
+        return
+    low, high = known["prompts"].min(), known["prompts"].max()
+    ticks = [tick for tick in MaxNLocator(nbins=6, integer=True).tick_values(low, high) if low <= tick <= high]
+    top = axes.secondary_xaxis("top")
+    top.set_xticks(np.interp(ticks, known["prompts"], known["x"]), [count(tick) for tick in ticks])
+    top.set_xlabel("prompts seen")

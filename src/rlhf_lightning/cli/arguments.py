@@ -1,0 +1,249 @@
+"""The command line made ready for the parser: files found and merged, plug-ins expanded, unknown keys refused."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from jsonargparse import get_loader
+from lightning.pytorch import Trainer
+
+from rlhf_lightning.cli.document import Document, Key, plain, read
+from rlhf_lightning.cli.expand import SHORT_NAMES, Expander, kind_of
+from rlhf_lightning.cli.signatures import check_arguments, classes_in, import_class, signature
+from rlhf_lightning.configfiles import find_config, shipped_configs
+from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.registry import nearest
+
+_DATA_ARGUMENTS = {"self", "model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}
+_OWN = ("seed_everything", "trainer", "model", "data", "run")
+RUN_KEYS = ("name", "root")
+_SWITCHES = re.compile(r"^(-h|--help|--print_config(=.*)?)$")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A subcommand's command line after preparation.
+
+    Attributes:
+        subcommand: ``fit``, ``validate``, ``test`` or ``predict``.
+        document: All configuration files merged, with everything expanded and the command line's values on top.
+        config: What to hand the parser as its one configuration file.
+        arguments: What remains of the command line, expanded.
+    """
+
+    subcommand: str
+    document: Document
+    config: dict[str, Any]
+    arguments: list[str] = field(default_factory=list)
+
+    def given(self, *key: str) -> bool:
+        """Whether the user gave a value for ``key`` (without its ``init_args`` levels)."""
+        return key in self.document.sources
+
+
+def prepare(argv: Sequence[str]) -> Prepared:
+    """Prepares ``rlhf SUBCOMMAND …``.
+
+    Args:
+        argv: The command line without the program's name, subcommand first.
+
+    Raises:
+        ConfigError: For whatever can be told wrong without the parser.
+    """
+    subcommand, rest = argv[0], list(argv[1:])
+    options = list(_options(rest))
+    files = [find_config(_wanted(option)) for option in options if option.name in ("-c", "--config")]
+    document = read(files)
+    keys = top_keys(subcommand)
+    expander = Expander(document)
+    for key in list(document.values):
+        _check_top(document.where((key,)), key, keys)
+        document.values[key] = expander.top(key, document.values[key])
+    _check_members(document)
+    config = _with_run_name(document.values, files[-1].stem if files else subcommand)
+    overrides = [option for option in options if option.name not in ("-c", "--config")]
+    arguments = [word for option in overrides for word in _Override(document, keys).apply(option)]
+    _require_model(document, rest)
+    return Prepared(subcommand, document, config, arguments)
+
+
+def top_keys(subcommand: str) -> list[str]:
+    """The top-level keys of a subcommand's configuration."""
+    own = inspect.signature(getattr(Trainer, subcommand)).parameters
+    return [*_OWN, *(name for name in own if name not in _DATA_ARGUMENTS)]
+
+
+@dataclass(frozen=True)
+class _Option:
+    """One option of the command line: ``--a.b=c``, ``--a.b c`` or a switch."""
+
+    name: str
+    value: str | None
+    words: tuple[str, ...]
+
+    @property
+    def key(self) -> Key:
+        return tuple(self.name.removeprefix("--").removesuffix("+").split("."))
+
+    def valued(self, value: str) -> list[str]:
+        return [f"{self.name}={value}"]
+
+
+def _options(words: list[str]) -> Iterator[_Option]:
+    position = 0
+    while position < len(words):
+        word = words[position]
+        takes_next = position + 1 < len(words) and not words[position + 1].startswith("--")
+        if not word.startswith("-") or _SWITCHES.match(word):
+            yield _Option(word, None, (word,))
+        elif word.startswith("--") and "=" in word:
+            name, _, value = word.partition("=")
+            yield _Option(name, value, (word,))
+        elif takes_next:
+            yield _Option(word, words[position + 1], (word, words[position + 1]))
+            position += 1
+        else:
+            yield _Option(word, None, (word,))
+        position += 1
+
+
+def _wanted(option: _Option) -> str:
+    if not option.value:
+        raise ConfigError(f"{option.name} needs a name. Shipped: {', '.join(shipped_configs()) or 'none'}")
+    return option.value
+
+
+class _Override:
+    """Checks one command-line option against the document, expands it, and notes it there."""
+
+    def __init__(self, document: Document, keys: list[str]) -> None:
+        self.document, self.keys, self.expander = document, keys, Expander(document)
+
+    def apply(self, option: _Option) -> list[str]:
+        if not option.name.startswith("--"):
+            if option.name in ("-h",):
+                return list(option.words)
+            raise ConfigError(f"unexpected argument {option.name!r}: options are --key=value or --key value")
+        if _SWITCHES.match(option.name) or option.key[-1] == "help":
+            return list(option.words)
+        key = plain(option.key)
+        _check_top("command line: ", key[0], self.keys, prefix="--")
+        self.document.sources[key] = "command line"
+        return self._module(option, key) if key[:1] in SHORT_NAMES else self._other(option, key)
+
+    def _other(self, option: _Option, key: Key) -> list[str]:
+        members = {"trainer": list(signature(Trainer).hints), "run": list(RUN_KEYS)}.get(key[0])
+        if members is not None and len(key) > 1:
+            _check_member("command line: --", key[:2], members)
+        if key in SHORT_NAMES and option.value is not None:
+            value = self.expander.part(get_loader("yaml")(option.value), key)
+            return [f"{option.name}={json.dumps(value)}"]
+        return list(option.words)
+
+    def _module(self, option: _Option, key: Key) -> list[str]:
+        if option.value is None:
+            return list(option.words)
+        if len(key) == 1 or key[1:] == ("class_path",):
+            path = self.expander.full_name(option.value, key[:1])
+            self._put_module(key[0], path)
+            return option.valued(path)
+        holder, hint = self._walk(key[:-1])
+        cls = _class_of(holder, hint)
+        names_class = key[-1] == "class_path" or (key[-1] == "name" and "name" not in _arguments_of(cls))
+        if len(key) > 2 and names_class:
+            return self._plugin(option, key[:-1], hint, ".".join(option.key[:-1]))
+        return self._plugin(option, key, self._walk(key)[1], option.name.removeprefix("--"))
+
+    def _walk(self, key: Key) -> tuple[Any, Any]:
+        """The value at a key below a module and its type hint; None where the class is not known yet."""
+        holder, hint = self.document.values.get(key[0]), None
+        for depth, name in enumerate(key[1:], start=1):
+            cls = _class_of(holder, hint)
+            if cls is None:
+                return None, None
+            check_arguments(cls, [name], f"command line: --{'.'.join(key[: depth + 1])}: ")
+            holder, hint = _argument(holder, name), signature(cls).hints.get(name)
+        return holder, hint
+
+    def _plugin(self, option: _Option, key: Key, hint: Any, name: str) -> list[str]:
+        """An option whose value may be a plug-in in short form."""
+        if kind_of(hint, key[-1]) is None:
+            return list(option.words)
+        value = self.expander.value(get_loader("yaml")(option.value or ""), hint, key)
+        if not option.name.endswith("+"):
+            _set(self.document.values, key, value)
+        text = value if isinstance(value, str) else json.dumps(value)
+        return [f"--{name}={text}"]
+
+    def _put_module(self, key: str, path: str) -> None:
+        old = self.document.values.get(key)
+        if not isinstance(old, dict) or old.get("class_path") != path:
+            self.document.values[key] = {"class_path": path}
+
+
+def _class_of(holder: Any, hint: Any) -> type | None:
+    holder = holder[-1] if isinstance(holder, list) and holder else holder
+    path = holder.get("class_path") if isinstance(holder, dict) else None
+    if isinstance(path, str) and "." in path:
+        return import_class(path, "")
+    owners = [cls for cls in classes_in(hint) if cls.__module__ != "builtins" and not inspect.isabstract(cls)]
+    return owners[0] if len(owners) == 1 else None
+
+
+def _arguments_of(cls: type | None) -> Iterable[str]:
+    return signature(cls).hints if cls is not None else ()
+
+
+def _argument(holder: Any, name: str) -> Any:
+    holder = holder[-1] if isinstance(holder, list) and holder else holder
+    if not isinstance(holder, dict):
+        return None
+    return holder.get("init_args", {}).get(name, holder.get(name))
+
+
+def _set(values: dict[str, Any], key: Key, value: Any) -> None:
+    holder = values.get(key[0])
+    for name in key[1:-1]:
+        holder = _argument(holder, name)
+    if isinstance(holder, dict) and "class_path" in holder:
+        holder.setdefault("init_args", {})[key[-1]] = value
+
+
+def _check_top(where: str, key: str, keys: list[str], prefix: str = "") -> None:
+    if key not in keys:
+        near = nearest(key, keys)
+        hint = f" Did you mean {prefix + near!r}?" if near else ""
+        raise ConfigError(f"{where}unknown key {prefix + key!r}.{hint} Valid: {', '.join(keys)}")
+
+
+def _check_members(document: Document) -> None:
+    for top, members in (("trainer", list(signature(Trainer).hints)), ("run", list(RUN_KEYS))):
+        values = document.values.get(top) or {}
+        if not isinstance(values, dict):
+            raise ConfigError(f"{document.where((top,))}must be a mapping, got {values!r}")
+        for name in values:
+            _check_member(document.where((top, name)).removesuffix(f"{top}.{name}: "), (top, name), members)
+
+
+def _check_member(where: str, key: Key, members: list[str]) -> None:
+    if key[1] not in members:
+        near = nearest(key[1], members)
+        hint = f" Did you mean {'.'.join((key[0], near))!r}?" if near else ""
+        raise ConfigError(f"{where}{'.'.join(key)}: unknown key.{hint} Valid: {', '.join(members)}")
+
+
+def _with_run_name(values: dict[str, Any], stem: str) -> dict[str, Any]:
+    run = values.get("run") or {}
+    return values | {"run": run | {"name": run.get("name") or stem}}
+
+
+def _require_model(document: Document, words: list[str]) -> None:
+    wants_help = any(_SWITCHES.match(word) or word.split("=")[0].endswith(".help") for word in words)
+    if "model" not in document.values and not wants_help:
+        shipped = ", ".join(shipped_configs()) or "none"
+        raise ConfigError(f"no model: give --config NAME (shipped: {shipped}) or --model CLASS")

@@ -1,0 +1,103 @@
+"""Configuration files as one merged document that remembers which file and line each value came from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import get_loader
+
+from rlhf_lightning.errors import ConfigError
+
+Key = tuple[str, ...]
+_WRAPPERS = ("init_args", "dict_kwargs")
+_CLASS = ("class_path", "name")
+
+
+@dataclass
+class Document:
+    """Nested values of a configuration, with their sources.
+
+    Attributes:
+        values: As the files have them, later files over earlier ones.
+        sources: ``file:line`` (or ``command line``) by key, without the ``init_args`` levels.
+    """
+
+    values: dict[str, Any] = field(default_factory=dict)
+    sources: dict[Key, str] = field(default_factory=dict)
+
+    def where(self, key: Iterable[str]) -> str:
+        """Start of a message about a key: ``tiny/sft.yaml:12: model.lr: `` with what is known of it."""
+        path = plain(key)
+        known = (self.sources.get(path[:n]) for n in range(len(path), 0, -1))
+        source = next((s for s in known if s), None)
+        return ": ".join([*([source] if source else []), ".".join(path)]) + ": "
+
+
+def plain(key: Iterable[str]) -> Key:
+    """A key as one says it: without ``init_args`` and positions in lists."""
+    return tuple(part for part in key if part not in _WRAPPERS and not part.isdigit())
+
+
+def read(files: Sequence[Path]) -> Document:
+    """Reads and merges configuration files, the last one winning.
+
+    Raises:
+        ConfigError: If a file is no valid YAML, repeats a key or is no mapping; names file and line.
+    """
+    document = Document()
+    for file in files:
+        text, tree = _parse(file)
+        values = get_loader("yaml")(text) if tree is not None else {}
+        document.values = merge(document.values, values)
+        document.sources |= dict(_sources(tree, file.as_posix(), ()))
+    return document
+
+
+def merge(base: Any, over: Any) -> Any:
+    """Lays ``over`` on ``base``: mappings key by key, unless they name another class; all else is replaced."""
+    if isinstance(base, str) and isinstance(over, dict) and not any(k in over for k in _CLASS):
+        base = {"name": base}
+    if not isinstance(base, dict) or not isinstance(over, dict) or _other_class(base, over):
+        return deepcopy(over)
+    return base | {key: merge(base[key], value) if key in base else deepcopy(value) for key, value in over.items()}
+
+
+def _other_class(base: dict[str, Any], over: dict[str, Any]) -> bool:
+    return any(key in over and base.get(key) != over[key] for key in _CLASS)
+
+
+def _parse(file: Path) -> tuple[str, yaml.Node | None]:
+    try:
+        text = file.read_text(encoding="utf-8")
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: cannot be read: {error}") from error
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(f"{file}{line}: not valid YAML: {error.problem or error.context}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file}: not valid YAML: {error}") from error
+    if tree is not None and not isinstance(tree, yaml.MappingNode):
+        raise ConfigError(f"{file}:{tree.start_mark.line + 1}: a configuration must be a mapping (key: value)")
+    return text, tree
+
+
+def _sources(node: yaml.Node | None, file: str, at: Key) -> Iterator[tuple[Key, str]]:
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            name, line = str(key.value), key.start_mark.line + 1
+            if name in seen:
+                raise ConfigError(f"{file}:{line}: key {'.'.join((*at, name))} is given twice")
+            seen.add(name)
+            path = plain((*at, name))
+            yield path, f"{file}:{line}"
+            yield from _sources(value, file, path)
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            yield from _sources(item, file, at)

@@ -1,0 +1,214 @@
+"""Short forms of plug-ins (``advantage: gae``, ``{name: gae, lam: 0.95}``) made into full class paths.
+
+Done before the arguments' types are checked, so that the parser and saved configurations only see full class paths.
+Which kind of plug-in an argument wants is told by its type hint, and by its name where there is no usable hint.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+from collections.abc import Mapping
+from importlib.util import find_spec
+from inspect import isabstract
+from typing import Any, get_args, get_origin
+
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
+from lightning.pytorch.loggers import Logger
+
+from rlhf_lightning import registry
+from rlhf_lightning.cli.document import Document, Key
+from rlhf_lightning.cli.signatures import check_arguments, classes_in, import_class, signature
+from rlhf_lightning.errors import ConfigError, DuplicatePluginError, PluginImportError, UnknownPluginError
+
+PLUGIN_KEYS: Mapping[str, str] = {
+    "policy": "model_source",
+    "model": "model_source",
+    "critic": "model_source",
+    "reference": "model_source",
+    "sampler": "sampler",
+    "scorers": "scorer",
+    "scorer": "scorer",
+    "reward_transforms": "reward_transform",
+    "advantage": "advantage",
+    "policy_loss": "policy_loss",
+    "controller": "kl_controller",
+    "task": "task",
+    "metrics": "metric",
+}
+"""Kind of plug-in by argument name, for arguments without a type hint that tells."""
+
+PATH_FORMS: Mapping[str, str] = {"model_source": "folder"}
+"""Kinds for which a path stands for a plug-in: the one of this name, with the path as its ``path``."""
+
+SHORT_NAMES: Mapping[Key, tuple[str, type]] = {
+    ("model",): ("rlhf_lightning.modules", LightningModule),
+    ("data",): ("rlhf_lightning.data", LightningDataModule),
+    ("trainer", "callbacks"): ("rlhf_lightning.callbacks", Callback),
+    ("trainer", "logger"): ("rlhf_lightning.callbacks", Logger),
+}
+"""Keys whose classes may be named without their package: where ours are, and what they inherit from."""
+
+
+class Expander:
+    """Expands the values of one document; every refusal names the key and where it was written.
+
+    Args:
+        document: Tells the sources of keys.
+    """
+
+    def __init__(self, document: Document) -> None:
+        self.document = document
+
+    def top(self, key: str, value: Any) -> Any:
+        """Expands a top-level value: a module or datamodule class, or the trainer's arguments."""
+        if (key,) in SHORT_NAMES:
+            return self.part(value, (key,))
+        if not isinstance(value, dict):
+            return value
+        return {
+            name: self.part(item, (key, name)) if (key, name) in SHORT_NAMES else self.value(item, None, (key, name))
+            for name, item in value.items()
+        }
+
+    def part(self, value: Any, key: Key) -> Any:
+        """Expands a class, or a list of them, at one of :data:`SHORT_NAMES`."""
+        if isinstance(value, list):
+            return [self.part(item, key) for item in value]
+        if isinstance(value, str):
+            return {"class_path": self.full_name(value, key)}
+        if isinstance(value, dict) and isinstance(value.get("class_path"), str):
+            return self.object(value | {"class_path": self.full_name(value["class_path"], key)}, key)
+        if isinstance(value, bool | None):
+            return value
+        raise ConfigError(f"{self.where(key)}must be a class name or a mapping with class_path and init_args")
+
+    def full_name(self, name: str, key: Key) -> str:
+        """Full class path of a class that may be named without its package."""
+        if "." in name:
+            return name
+        package, base = SHORT_NAMES[key]
+        ours = shipped_classes(package, base)
+        known = {c.__name__: path_of(c) for c in _subclasses(base)} | ours
+        if name not in known:
+            near = registry.nearest(name, known)
+            hint = f" Did you mean {near!r}?" if near else ""
+            listed = ", ".join(sorted(ours)) or "none"
+            raise ConfigError(f"{self.where((*key, 'class_path'))}no class is called {name!r}.{hint} Known: {listed}")
+        return known[name]
+
+    def value(self, value: Any, hint: Any, key: Key) -> Any:
+        """Expands a value of an argument.
+
+        Args:
+            value: What was written.
+            hint: The argument's type hint, None when unknown.
+            key: The argument's full key.
+        """
+        kind = kind_of(hint, key[-1])
+        if isinstance(value, list):
+            return [self.value(item, hint, key) for item in value]
+        if kind is not None and _is_table(hint) and isinstance(value, dict):
+            return {name: self.plugin(item, kind, key) for name, item in value.items()}
+        if kind is not None and value is not None:
+            return self.plugin(value, kind, key)
+        return self._tree(value, hint, key) if isinstance(value, dict) else value
+
+    def plugin(self, value: Any, kind: str, key: Key) -> Any:
+        """Expands one plug-in, in any of its forms."""
+        if isinstance(value, str):
+            return self._named(value, kind, key)
+        if isinstance(value, dict) and "class_path" in value:
+            path = self.plugin_path(kind, str(value["class_path"]), key)
+            return self.object(value | {"class_path": path}, key)
+        if isinstance(value, dict) and "name" in value:
+            rest = {k: v for k, v in value.items() if k != "name"}
+            arguments = rest.pop("init_args", {}) | rest
+            path = self.plugin_path(kind, str(value["name"]), key)
+            return self.object({"class_path": path, "init_args": arguments}, key)
+        raise ConfigError(
+            f"{self.where(key)}expected a {kind}: a name, {{name: …}} or {{class_path: …}}, got {value!r}"
+        )
+
+    def plugin_path(self, kind: str, name: str, key: Key) -> str:
+        """Full class path of a plug-in given by registered name, full class path or class name."""
+        known = registry.plugins(kind)
+        by_class = {info.target.rpartition(".")[2]: info.name for info in known.values()}
+        if name not in known and "." in name:
+            return name
+        try:
+            return path_of(registry.resolve(kind, name if name in known else by_class.get(name, name)))
+        except (UnknownPluginError, PluginImportError, DuplicatePluginError) as error:
+            raise ConfigError(f"{self.where(key)}{error}") from error
+
+    def object(self, value: dict[str, Any], key: Key) -> dict[str, Any]:
+        """Checks and expands the arguments of ``{class_path, init_args}``."""
+        if "." not in value["class_path"]:
+            return value
+        cls = import_class(value["class_path"], self.where(key))
+        arguments = value.get("init_args") or {}
+        stray = [k for k in value if k not in ("class_path", "init_args", "dict_kwargs")]
+        if stray:
+            raise ConfigError(f"{self.where((*key, stray[0]))}arguments of {cls.__name__} belong under init_args")
+        return value | ({"init_args": self.arguments(cls, arguments, key)} if arguments else {})
+
+    def arguments(self, cls: type, values: Any, key: Key) -> dict[str, Any]:
+        """Checks and expands a class's arguments."""
+        if not isinstance(values, dict):
+            raise ConfigError(f"{self.where(key)}the arguments of {cls.__name__} must be a mapping, got {values!r}")
+        for name in values:
+            check_arguments(cls, [name], self.where((*key, name)))
+        hints = signature(cls).hints
+        return {name: self.value(value, hints.get(name), (*key, name)) for name, value in values.items()}
+
+    def where(self, key: Key) -> str:
+        """Start of a message about a key."""
+        return self.document.where(key)
+
+    def _named(self, value: str, kind: str, key: Key) -> dict[str, Any]:
+        if kind in PATH_FORMS and os.sep in value:
+            arguments = {"path": value}
+            return {"class_path": self.plugin_path(kind, PATH_FORMS[kind], key), "init_args": arguments}
+        return self.object({"class_path": self.plugin_path(kind, value, key)}, key)
+
+    def _tree(self, value: dict[str, Any], hint: Any, key: Key) -> dict[str, Any]:
+        if isinstance(value.get("class_path"), str):
+            return self.object(value, key)
+        own = [c for c in classes_in(hint) if c.__module__ != "builtins"]
+        if len(own) == 1 and get_origin(hint) is not dict:
+            return self.arguments(own[0], value, key)
+        return {name: self.value(item, None, (*key, name)) for name, item in value.items()}
+
+
+def kind_of(hint: Any, name: str) -> str | None:
+    """The kind of plug-in that an argument wants, or None when it wants something else."""
+    classes = classes_in(hint)
+    if hint is None or hint is Any:
+        return PLUGIN_KEYS.get(name)
+    return next((kind for kind, base in registry.KINDS.items() if any(issubclass(c, base) for c in classes)), None)
+
+
+def path_of(cls: type) -> str:
+    """Full class path."""
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _is_table(hint: Any) -> bool:
+    return any(get_origin(part) is dict for part in (hint, *get_args(hint)))
+
+
+def shipped_classes(package: str, base: type) -> dict[str, str]:
+    """Full paths of a package's public classes that inherit from ``base``, by name; its modules are imported."""
+    if find_spec(package) is None:
+        return {}
+    folder = importlib.import_module(package)
+    modules = [importlib.import_module(f"{package}.{m.name}") for m in pkgutil.iter_modules(folder.__path__)]
+    classes = [value for module in modules for value in vars(module).values() if isinstance(value, type)]
+    own = [c for c in classes if issubclass(c, base) and c.__module__.startswith(package) and not isabstract(c)]
+    return {c.__name__: path_of(c) for c in own if not c.__module__.rpartition(".")[2].startswith("_")}
+
+
+def _subclasses(base: type) -> list[type]:
+    children: list[type] = base.__subclasses__()
+    return [found for child in children for found in (child, *_subclasses(child))]

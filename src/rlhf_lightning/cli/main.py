@@ -1,0 +1,100 @@
+"""The ``rlhf`` command: finds the subcommand, and turns the user's errors into one line and exit code 2."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from rlhf_lightning import __version__
+from rlhf_lightning.cli import commands
+from rlhf_lightning.errors import ConfigError, RLHFError
+from rlhf_lightning.registry import nearest
+
+TRAINER_COMMANDS = {
+    "fit": "Train: supervised or with reinforcement learning, as the configuration says.",
+    "validate": "Measure on the held-out problems.",
+    "test": "Measure on the test problems.",
+    "predict": "Write responses to the prompts.",
+}
+TRACEBACK = "RLHF_TRACEBACK"
+"""Environment variable: when set to 1, the user's errors are shown with their traceback."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one ``rlhf`` command.
+
+    Args:
+        argv: The command line without the program's name; ``sys.argv[1:]`` when not given.
+
+    Returns:
+        The exit code: 0, 2 for an error of the user's, 130 when interrupted from the keyboard.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(words)
+    except RLHFError as error:
+        if os.environ.get(TRACEBACK) == "1":
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return _interrupted(words)
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            return _interrupted(words)
+        raise
+
+
+def _run(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        print(_help())
+        return 0
+    if words[0] in ("-V", "--version"):
+        print(f"rlhf-lightning {__version__}")
+        return 0
+    known = [*TRAINER_COMMANDS, *commands.names()]
+    if words[0] not in known:
+        near = nearest(words[0], known)
+        hint = f" Did you mean {near!r}?" if near else ""
+        raise ConfigError(f"unknown command {words[0]!r}.{hint} Commands: {', '.join(known)}")
+    if words[0] in TRAINER_COMMANDS:
+        return _train(words)
+    return commands.run(words[0], words[1:])
+
+
+def _train(words: list[str]) -> int:
+    from rlhf_lightning.cli.lightning import RLHFCLI
+    from rlhf_lightning.plugins import load_builtins
+
+    load_builtins()
+    RLHFCLI(words)
+    return 0
+
+
+def _interrupted(words: list[str]) -> int:
+    again = " ".join(["rlhf", *words, "--ckpt_path last"])
+    resume = f" Go on from the last checkpoint with: {again}" if words[:1] == ["fit"] else ""
+    print(f"interrupted.{resume}", file=sys.stderr)
+    return 130
+
+
+def _help() -> str:
+    entries = {**TRAINER_COMMANDS, **commands.summaries()}
+    lines = [f"  {name:<10} {text}" for name, text in entries.items()]
+    return "\n".join(
+        [
+            f"rlhf {__version__}: RLHF you can understand, change and scale.",
+            "",
+            "usage: rlhf COMMAND [--config NAME] [--KEY=VALUE ...]",
+            "",
+            *lines,
+            "",
+            "NAME is a file, or a shipped configuration such as quickstart.yaml.",
+            "KEY is a dotted configuration key: --trainer.max_epochs=20 --model.advantage=rloo --run.name=mine",
+            "",
+            "rlhf fit --config NAME --print_config   the full configuration, all defaults included",
+            "rlhf COMMAND --help                     the options of a command",
+            f"{TRACEBACK}=1 rlhf ...                 errors with their traceback",
+        ]
+    )

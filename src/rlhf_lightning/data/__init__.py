@@ -1,0 +1,1 @@
+"""From tasks and files to tokens: the order of prompts, their rendering, and the two data modules."""

@@ -1,0 +1,179 @@
+"""From a rollout's experience to packed micro-batches: whole groups to updates, each update within the token budget.
+
+Weights of tokens are made once an update over all its sequences (and ranks), so neither the micro-batches nor the
+token budget changes the gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.functional.aggregate import aggregation_weights
+from rlhf_lightning.functional.packing import GroupPiece, pack_groups, split_by_budget
+from rlhf_lightning.registry import nearest
+from rlhf_lightning.types import Experience, UpdateBatch
+
+
+def updates_of(
+    experience: Experience,
+    *,
+    updates: int,
+    token_budget: int,
+    aggregation: str,
+    order: Sequence[int] | None = None,
+    denominators: Sequence[float] | None = None,
+    micro_batches: int | None = None,
+) -> list[list[UpdateBatch]]:
+    """Splits a rollout's groups over updates and packs each into the same number k of micro-batches.
+
+    Every sequence stands in exactly one micro-batch, those with zero advantage too: they count in the denominators.
+
+    Args:
+        experience: The rollout with its advantages.
+        updates: U; the first P mod U updates get one group more than the others.
+        token_budget: Most row tokens a micro-batch (prompts once, responses without their last token).
+        aggregation: One of ``functional.AGGREGATION_MODES``.
+        order: The P groups in the order they are used; as they come when not given.
+        denominators: Per update, what ``update_denominators`` gave, summed over ranks; this process's own otherwise.
+        micro_batches: k; the smallest number that fits every update when not given.
+
+    Returns:
+        U lists of k micro-batches.
+
+    Raises:
+        ConfigError: If there are fewer groups than updates, a sequence exceeds the budget, or k does not fit.
+    """
+    groups = groups_of_updates(len(experience.rollout.prompts), updates, order)
+    if denominators is None:
+        denominators = update_denominators(experience, updates=updates, aggregation=aggregation, order=order)
+    k = micro_batches or micro_batches_needed(experience, updates=updates, token_budget=token_budget, order=order)
+    mask = experience.rollout.mask
+    batches = []
+    for update, members in enumerate(groups):
+        bins = _split(experience, members, token_budget, k)
+        weights = _weights(mask[_rows(experience, members)], aggregation, denominators[update])
+        first_row = {group: position * experience.rollout.group_size for position, group in enumerate(members)}
+        batches.append([_batch(experience, pieces, weights, first_row, update, k) for pieces in bins])
+    return batches
+
+
+def update_denominators(
+    experience: Experience, *, updates: int, aggregation: str, order: Sequence[int] | None = None
+) -> list[float]:
+    """What each update's aggregation divides by, on this process; the sum over ranks is the whole update's.
+
+    Tokens for ``token-mean``, sequences for the ``seq-*`` modes, and for ``constant`` the sequences times the longest
+    allowed response (Dr. GRPO, arXiv 2503.20783).
+
+    Raises:
+        ConfigError: If the mode is unknown, or there are fewer groups than updates.
+    """
+    if aggregation not in _DENOMINATORS:
+        near = nearest(aggregation, _DENOMINATORS)
+        hint = f" Did you mean {near!r}?" if near else ""
+        raise ConfigError(f"no aggregation is called {aggregation!r}.{hint} Known: {', '.join(_DENOMINATORS)}")
+    groups = groups_of_updates(len(experience.rollout.prompts), updates, order)
+    longest = experience.rollout.params.max_new_tokens
+    count = _DENOMINATORS[aggregation]
+    return [count(experience.rollout.mask[_rows(experience, members)], longest) for members in groups]
+
+
+def micro_batches_needed(
+    experience: Experience, *, updates: int, token_budget: int, order: Sequence[int] | None = None
+) -> int:
+    """The smallest k that fits every update on this process; ranks use the largest of theirs.
+
+    Raises:
+        ConfigError: If a prompt with its response exceeds the budget, or there are fewer groups than updates.
+    """
+    groups = groups_of_updates(len(experience.rollout.prompts), updates, order)
+    return max(len(_split(experience, members, token_budget, None)) for members in groups)
+
+
+def groups_of_updates(n_groups: int, updates: int, order: Sequence[int] | None = None) -> list[list[int]]:
+    """Which groups each update takes, contiguous in ``order``.
+
+    Raises:
+        ConfigError: If there are fewer groups than updates, or ``order`` is not a permutation of them.
+    """
+    if not 1 <= updates <= n_groups:
+        raise ConfigError(
+            f"updates_per_rollout must be between 1 and the {n_groups} prompts of a rollout, got {updates}"
+        )
+    order = range(n_groups) if order is None else order
+    if sorted(order) != list(range(n_groups)):
+        raise ConfigError(f"order must name each of the {n_groups} groups once, got {list(order)}")
+    size, more = divmod(n_groups, updates)
+    ends = [size * (update + 1) + min(update + 1, more) for update in range(updates)]
+    return [list(order[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def _batch(
+    experience: Experience,
+    pieces: Sequence[GroupPiece],
+    weights: Tensor,
+    first_row: dict[int, int],
+    update: int,
+    micro_batches: int,
+) -> UpdateBatch:
+    rollout, size = experience.rollout, experience.rollout.group_size
+    rows = torch.tensor([piece.group * size + i for piece in pieces for i in piece.responses])
+    weight_rows = torch.tensor([first_row[piece.group] + i for piece in pieces for i in piece.responses])
+    group_of = torch.arange(len(pieces)).repeat_interleave(torch.tensor([len(piece.responses) for piece in pieces]))
+    prompts = [rollout.prompts[piece.group].tokens for piece in pieces]
+    return UpdateBatch(
+        packed=pack_groups(prompts, rollout.tokens[rows], rollout.mask[rows], group_of=group_of),
+        old_logprobs=experience.old_logprobs[rows],
+        ref_logprobs=None if experience.ref_logprobs is None else experience.ref_logprobs[rows],
+        advantages=experience.advantages.values[rows],
+        weights=weights[weight_rows],
+        temperature=rollout.params.temperature,
+        update=update,
+        micro_batches=micro_batches,
+    )
+
+
+def _split(
+    experience: Experience, groups: Sequence[int], token_budget: int, n_bins: int | None
+) -> list[list[GroupPiece]]:
+    rollout = experience.rollout
+    lengths = (rollout.lengths - 1).clamp(min=0).view(len(rollout.prompts), -1).tolist()
+    prompts = [len(rollout.prompts[group].tokens) for group in groups]
+    try:
+        bins = split_by_budget(prompts, [lengths[group] for group in groups], token_budget=token_budget, n_bins=n_bins)
+    except ValueError as error:
+        raise ConfigError(f"token_budget: {error}") from error
+    return [[GroupPiece(groups[piece.group], piece.responses) for piece in pieces] for pieces in bins]
+
+
+def _rows(experience: Experience, groups: Sequence[int]) -> Tensor:
+    size = experience.rollout.group_size
+    return (torch.tensor(groups)[:, None] * size + torch.arange(size)).flatten()
+
+
+def _weights(mask: Tensor, aggregation: str, denominator: float) -> Tensor:
+    return aggregation_weights(mask, mode=aggregation, denominator=max(denominator, 1.0))
+
+
+def _tokens(mask: Tensor, longest: int) -> float:
+    return float(mask.sum())
+
+
+def _sequences(mask: Tensor, longest: int) -> float:
+    return float(mask.any(dim=1).sum())
+
+
+def _longest_sequences(mask: Tensor, longest: int) -> float:
+    return _sequences(mask, longest) * longest
+
+
+_DENOMINATORS: dict[str, Callable[[Tensor, int], float]] = {
+    "token-mean": _tokens,
+    "seq-mean-token-mean": _sequences,
+    "seq-mean-token-sum": _sequences,
+    "constant": _longest_sequences,
+}

@@ -1,0 +1,149 @@
+"""The autograd function behind ``chunked_token_logprobs``.
+
+With z the logits of a row, m the largest of them, e = exp(z - m), s = sum_v e_v and t the row's token:
+
+    log p_t = z_t - m - log s            d log p_t / d z = -(e - s 1_t) / s
+    H       = -sum_v p_v log p_v         d H / d z       = -p (log p + H)
+
+The residual e - s 1_t is made in place from the logits, and every gradient is linear in it: with g the gradient from
+above and a = -g / s, d hidden = a (residual W), d W = residual^T (a hidden) and d b = residual^T a.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which exponentials are summed: float32, or ``dtype`` where that is wider."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+class LinearLogprobs(torch.autograd.Function):
+    """Log-probs and entropies of rows of hidden states under a linear head."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        tokens: Tensor,
+        chunk_size: int,
+        with_entropy: bool,
+        train: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """(N, H), (V, H), (V,) and (N,) to (N,) log-probs and (N,) entropies or None; saves what backward needs."""
+        head_trained = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
+        steer = train and not head_trained and ctx.needs_input_grad[0]
+        keep = train and head_trained and len(hidden) <= chunk_size
+        logprobs = hidden.new_empty(len(hidden), dtype=wide(hidden.dtype))
+        entropy = torch.empty_like(logprobs) if with_entropy else None
+        direction = torch.empty_like(hidden) if steer else None
+        kept: tuple[Tensor | None, Tensor | None] = (None, None)
+        for rows, logits in _logits_by_chunk(hidden, weight, bias, chunk_size):
+            if entropy is not None:
+                entropy[rows] = _entropy(logits.log_softmax(dim=1))
+            logprobs[rows], total = _exponentiate_(logits, tokens[rows])
+            if keep:
+                kept = _residual_(logits, tokens, total).to(hidden.dtype), total
+            if direction is not None:
+                direction[rows] = _residual_(logits, tokens[rows], total).to(hidden.dtype) @ weight / -total
+        ctx.save_for_backward(hidden, weight, bias, tokens, direction, *kept)
+        ctx.chunk_size = chunk_size
+        ctx.set_materialize_grads(False)
+        return logprobs, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor | None, grad_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Gradients of hidden, weight and bias, as far as they are asked for."""
+        hidden, weight, _, _, direction, _, _ = ctx.saved_tensors
+        if grad is None:
+            if grad_entropy is None:
+                return (None,) * 7
+            grad = torch.zeros_like(grad_entropy)
+        if direction is not None and grad_entropy is None:
+            return (direction * grad[:, None]).to(hidden.dtype), *(None,) * 6
+        for_hidden, for_weight, for_bias, *_ = ctx.needs_input_grad
+        grad_hidden = torch.empty_like(hidden) if for_hidden else None
+        grad_weight = grad_bias = None
+        for rows, residual, scale in _scaled_residuals(ctx, grad, grad_entropy):
+            if grad_hidden is not None:
+                grad_hidden[rows] = residual @ weight * scale
+            if for_weight:
+                grad_weight = _add_product_(grad_weight, residual.t(), (hidden[rows] * scale).to(hidden.dtype))
+            if for_bias:
+                grad_bias = _add_product_(grad_bias, residual.t(), scale.to(hidden.dtype))
+        return grad_hidden, grad_weight, None if grad_bias is None else grad_bias[:, 0], None, None, None, None
+
+
+_Chunk = tuple[slice, Tensor, Tensor]
+
+
+def _scaled_residuals(ctx: Any, grad: Tensor, grad_entropy: Tensor | None) -> Iterator[_Chunk]:
+    """Rows, residual and scale of each chunk; their product is the gradient of the logits."""
+    hidden, weight, bias, tokens, _, residual, total = ctx.saved_tensors
+    if grad_entropy is not None:
+        for rows, logits in _logits_by_chunk(hidden, weight, bias, ctx.chunk_size):
+            slope = _slope(logits.log_softmax(dim=1), tokens[rows], grad[rows, None], grad_entropy[rows, None])
+            yield rows, slope.to(hidden.dtype), torch.ones_like(grad[rows, None])
+    elif residual is not None:
+        yield slice(0, len(hidden)), residual, -grad[:, None] / total
+    else:
+        for rows, logits in _logits_by_chunk(hidden, weight, bias, ctx.chunk_size):
+            _, total = _exponentiate_(logits, tokens[rows])
+            yield rows, _residual_(logits, tokens[rows], total).to(hidden.dtype), -grad[rows, None] / total
+
+
+def _logits_by_chunk(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, chunk_size: int
+) -> Iterator[tuple[slice, Tensor]]:
+    """Rows and wide logits of each chunk. The next chunk overwrites them, and the caller may too."""
+    n = len(hidden)
+    size = math.ceil(n / max(1, math.ceil(n / chunk_size)))
+    buffer = hidden.new_empty(size, len(weight))
+    for start in range(0, n, max(1, size)):
+        rows = slice(start, min(start + size, n))
+        out = buffer[: rows.stop - start]
+        if bias is None:
+            torch.mm(hidden[rows], weight.t(), out=out)
+        else:
+            torch.addmm(bias, hidden[rows], weight.t(), out=out)
+        yield rows, out.to(wide(out.dtype))
+
+
+def _exponentiate_(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Turns logits into e in place; returns (n,) log-probs of the tokens and (n, 1) sums s."""
+    target = logits.gather(1, tokens[:, None])
+    peak = logits.amax(dim=1, keepdim=True)
+    total = logits.sub_(peak).exp_().sum(dim=1, keepdim=True)
+    return (target - peak - total.log())[:, 0], total
+
+
+def _residual_(exponentials: Tensor, tokens: Tensor, total: Tensor) -> Tensor:
+    """Turns e into e - s 1_t in place."""
+    return exponentials.scatter_add_(1, tokens[:, None], -total)
+
+
+def _entropy(logprobs: Tensor) -> Tensor:
+    """(n, V) log-probs to (n,) entropies."""
+    return -(logprobs.exp() * logprobs).sum(dim=1)
+
+
+def _slope(logprobs: Tensor, tokens: Tensor, grad: Tensor, grad_entropy: Tensor) -> Tensor:
+    """Gradient of the logits: ``g (1_t - p) - g_H p (log p + H)``."""
+    entropy = _entropy(logprobs)[:, None]
+    slope = logprobs.exp().mul_(-grad - grad_entropy * (logprobs + entropy))
+    return slope.scatter_add_(1, tokens[:, None], grad)
+
+
+def _add_product_(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
+    """``total + a b``, in place after the first time."""
+    return a @ b if total is None else total.addmm_(a, b)

@@ -1,0 +1,6 @@
+"""KL regularization towards the reference model."""
+
+from rlhf_lightning.kl.controllers import Adaptive, Fixed
+from rlhf_lightning.kl.term import ESTIMATORS, KLTerm
+
+__all__ = ["ESTIMATORS", "Adaptive", "Fixed", "KLTerm"]

@@ -1,0 +1,321 @@
+"""Attention over a packed row: a prompt sees itself, a response sees its prompt and itself, siblings never meet.
+
+The function is registered with transformers' attention interface, so any architecture that uses the interface runs
+packed: its linear layers, norms and MLPs see exactly the N tokens of the row, and only attention is laid out in blocks
+of sequences of like length (padded to the longest of the block). No N × N mask exists.
+
+A model switched to it keeps its plain attention: without a layout in the call, the implementation the model had before
+(SDPA in place of eager) is called with the mask it asks for. Gradient checkpointing of any kind may thus run a layer
+again in backward, since the layout travels in the call's arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.functional.packing import row_starts
+from rlhf_lightning.types import PackedSequences
+
+PREFIX = "rlhf_packed_"
+_UNSUPPORTED = ("softcap", "s_aux", "position_bias", "cache")
+_SMALL_BLOCK = 1 << 16
+
+
+@dataclass(frozen=True)
+class ResponseBlock:
+    """Responses of like length, padded to the longest, with the prompts they answer.
+
+    Attributes:
+        shape: (n, L), its part of the gathered slots.
+        prompts: (n,) which of all gathered prompts each answers, or None when it is each in turn.
+        mask: (n or 1, 1, L, S) additive: 0 where a query may see a key, -inf elsewhere; S = longest prompt + L.
+    """
+
+    shape: tuple[int, int]
+    prompts: Tensor | None
+    mask: Tensor
+
+
+@dataclass(frozen=True)
+class AttentionLayout:
+    """How the row's tokens are laid out in blocks; made once a forward, used by every layer.
+
+    Attributes:
+        gather: (M,) row index of each slot, blocks one after another, padding pointing at token 0.
+        scatter: (N,) slot of each token of the row.
+        padding: (M, 1) True on padding slots, or None without any.
+        prompts: (P', L), its slots first.
+        causal: (1, 1, L, L) additive causal mask of the prompts.
+        responses: The blocks of responses.
+        longest: Tokens of the longest prompt with its response.
+    """
+
+    gather: Tensor
+    scatter: Tensor
+    padding: Tensor | None
+    prompts: tuple[int, int]
+    causal: Tensor
+    responses: tuple[ResponseBlock, ...]
+    longest: int
+
+
+def attention_layout(packed: PackedSequences, dtype: torch.dtype) -> AttentionLayout:
+    """Lays a packed row out in blocks.
+
+    Args:
+        packed: The row.
+        dtype: Of the additive masks, the model's.
+    """
+    device = packed.input_ids.device
+    prompts, standing, group_of = (x.cpu() for x in (packed.prompt_lengths, packed.response_lengths, packed.group_of))
+    prompt_start, response_start = row_starts(prompts, standing, group_of)
+    slots = [_slots(prompt_start, prompts)]
+    blocks = []
+    for members in length_blocks(standing.tolist(), int(prompts.max())):
+        lengths, group = standing[members], group_of[members]
+        slots.append(_slots(response_start[members], lengths))
+        mask = response_mask(prompts[group], int(prompts.max()), int(lengths.max()), dtype).to(device)
+        in_turn = torch.equal(group, torch.arange(len(prompts)))
+        blocks.append(ResponseBlock(_shape(lengths), None if in_turn else group.to(device), mask))
+    gather, valid = (torch.cat(parts) for parts in zip(*slots, strict=True))
+    scatter = torch.empty(len(packed.input_ids), dtype=torch.int64)
+    scatter[gather[valid]] = valid.nonzero().squeeze(1)
+    padding = None if bool(valid.all()) else ~valid[:, None].to(device)
+    longest = int((prompts[group_of] + standing).max()) if len(standing) else int(prompts.max())
+    causal = _causal(int(prompts.max()), dtype)[None, None].to(device)
+    gather, scatter = gather.to(device), scatter.to(device)
+    return AttentionLayout(gather, scatter, padding, _shape(prompts), causal, tuple(blocks), longest)
+
+
+def length_blocks(lengths: Sequence[int], prompt_length: int) -> list[list[int]]:
+    """Groups responses into blocks of like length.
+
+    A block ends where a response is shorter than half of its longest one and the scores saved for the responses left
+    are worth another call; so padding stays below half of a large block. Responses of no tokens stand in no block.
+    """
+    left = sorted((i for i, length in enumerate(lengths) if length > 0), key=lambda i: (-lengths[i], i))
+    blocks: list[list[int]] = []
+    while left:
+        longest = lengths[left[0]]
+        end = next((n for n, i in enumerate(left) if 2 * lengths[i] < longest), len(left))
+        if (len(left) - end) * longest * (prompt_length + longest) < 2 * _SMALL_BLOCK:
+            end = len(left)
+        blocks.append(sorted(left[:end]))
+        left = left[end:]
+    return blocks
+
+
+def response_mask(prompt_lengths: Tensor, longest_prompt: int, length: int, dtype: torch.dtype) -> Tensor:
+    """Additive mask of a block of responses: keys are the padded prompt, then the responses themselves.
+
+    Padding stands behind a response, where causality hides it, so only the prompts' lengths tell the masks apart.
+
+    Args:
+        prompt_lengths: (n,) tokens of each one's prompt.
+        longest_prompt: Tokens that prompts are padded to.
+        length: L, tokens that the responses are padded to.
+        dtype: Of the mask.
+
+    Returns:
+        (n, 1, L, longest_prompt + L), or (1, 1, L, ...) when all prompts are equally long.
+    """
+    lengths = prompt_lengths[:1] if bool((prompt_lengths == prompt_lengths[0]).all()) else prompt_lengths
+    hidden = torch.arange(longest_prompt) >= lengths[:, None]
+    prompt = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))
+    prompt = prompt[:, None, None, :].expand(-1, 1, length, -1)
+    return torch.cat([prompt, _causal(length, dtype).expand(len(lengths), 1, -1, -1)], dim=-1)
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    plain: Callable[..., Any],
+    packed_layout: AttentionLayout | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """What transformers calls for every attention layer.
+
+    Args:
+        module: The attention layer.
+        query: (1, H, N, D) of the row.
+        key: (1, H_kv, N, D).
+        value: (1, H_kv, N, D_v).
+        attention_mask: Unused with a layout.
+        plain: The implementation for calls without a layout.
+        packed_layout: The layout, from the arguments of the model's forward.
+        **kwargs: ``scaling``, ``dropout`` and what else the architecture passes.
+
+    Returns:
+        (1, N, H, D_v) and None.
+
+    Raises:
+        ConfigError: If the architecture asks for what packing does not do (soft-capped scores, sinks, a window shorter
+            than the sequences), or the layout got lost on its way.
+    """
+    if packed_layout is None:
+        if attention_mask is not None and attention_mask.numel() == 0:
+            raise ConfigError(f"{type(module).__name__} does not hand the forward's arguments on to its attention")
+        return plain(module, query, key, value, attention_mask, **kwargs)  # type: ignore[no-any-return]
+    _check(module, packed_layout, kwargs)
+    scale, dropout = kwargs.get("scaling"), kwargs.get("dropout", 0.0)
+    attend = partial(_attend, scale=scale, dropout=dropout)
+    q, k, v = (_to_slots(x, packed_layout) for x in (query, key, value))
+    out = _over_blocks(q, k, v, packed_layout, attend)
+    return _to_row(out, packed_layout)[None], None
+
+
+def use_packed_attention(model: nn.Module) -> None:
+    """Switches a transformers model to attention that runs packed when given a layout and plain otherwise.
+
+    The plain attention stays what it was, except that eager becomes SDPA. Calling it again changes nothing.
+    """
+    config: Any = model.config
+    before = config._attn_implementation or "sdpa"
+    if before.startswith(PREFIX):
+        return
+    config._attn_implementation = _register("sdpa" if before == "eager" else before)
+
+
+@cache
+def _register(plain: str) -> str:
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    AttentionInterface.register(PREFIX + plain, partial(packed_attention, plain=ALL_ATTENTION_FUNCTIONS[plain]))
+    if plain in ALL_MASK_ATTENTION_FUNCTIONS:
+        AttentionMaskInterface.register(PREFIX + plain, ALL_MASK_ATTENTION_FUNCTIONS[plain])
+    return PREFIX + plain
+
+
+def _over_blocks(q: Tensor, k: Tensor, v: Tensor, layout: AttentionLayout, attend: Callable[..., Tensor]) -> Tensor:
+    """(M, H, D) queries and (M, H_kv, D) keys and values to (M, H, D_v), block by block."""
+    shape, *shapes = (layout.prompts, *(block.shape for block in layout.responses))
+    sizes = [n * length for n, length in (shape, *shapes)]
+    (prompt_q, *qs), (prompt_k, *ks), (prompt_v, *vs) = (
+        [part.view(*block, *part.shape[1:]) for part, block in zip(torch.split(x, sizes), (shape, *shapes), strict=True)]
+        for x in (q, k, v)
+    )
+    outs = [attend(prompt_q, prompt_k, prompt_v, layout.causal, causal=True)]
+    for block, query, key, value in zip(layout.responses, qs, ks, vs, strict=True):
+        key = torch.cat([_of(prompt_k, block.prompts), key], dim=1)
+        value = torch.cat([_of(prompt_v, block.prompts), value], dim=1)
+        outs.append(attend(query, key, value, block.mask))
+    return torch.cat([out.flatten(0, 1) for out in outs])
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, *, scale: float | None, dropout: float, causal: bool = False
+) -> Tensor:
+    """Attention of (n, L, H, D) queries on (n, S, H_kv, D) keys."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    grouped = q.shape[1] != k.shape[1]
+    if _slow_backward(q) and dropout == 0.0:
+        return _by_products(q, k, v, mask.to(q.dtype), scale).transpose(1, 2)
+    if grouped and q.device.type != "cpu":
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+        grouped = False
+    bias = None if causal else mask.to(q.dtype)
+    out = F.scaled_dot_product_attention(
+        q, k, v, bias, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=grouped
+    )
+    return out.transpose(1, 2)
+
+
+def _slow_backward(q: Tensor) -> bool:
+    """CPU's fused attention takes 2 to 10 times as long backward in bfloat16 as matrix products do."""
+    return q.device.type == "cpu" and q.dtype.itemsize < 4 and torch.is_grad_enabled() and q.requires_grad
+
+
+def _by_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float | None) -> Tensor:
+    """Attention by matrix products, the queries that share a key head side by side."""
+    n, heads, length, dim = q.shape
+    shared = heads // k.shape[1]
+    q = q.reshape(n, k.shape[1], shared * length, dim) * (dim**-0.5 if scale is None else scale)
+    scores = (q @ k.transpose(2, 3)).view(n, -1, shared, length, k.shape[2]) + mask[:, :, None]
+    out = scores.softmax(dim=-1).flatten(2, 3) @ v
+    return out.reshape(n, heads, length, v.shape[-1])
+
+
+def _of(prompts: Tensor, index: Tensor | None) -> Tensor:
+    return prompts if index is None else prompts.index_select(0, index)
+
+
+def _to_slots(x: Tensor, layout: AttentionLayout) -> Tensor:
+    """(1, H, N, D) to (M, H, D)."""
+    rows = x[0].transpose(0, 1)
+    slots = _ToSlots.apply(rows.reshape(rows.shape[0], -1), layout.gather, layout.scatter)  # type: ignore[no-untyped-call]
+    return slots.view(-1, *rows.shape[1:])  # type: ignore[no-any-return]
+
+
+def _to_row(slots: Tensor, layout: AttentionLayout) -> Tensor:
+    """(M, H, D) to (N, H, D)."""
+    flat, indices = slots.flatten(1), (layout.gather, layout.scatter, layout.padding)
+    return _FromSlots.apply(flat, *indices).view(-1, *slots.shape[1:])  # type: ignore[no-untyped-call,no-any-return]
+
+
+class _ToSlots(torch.autograd.Function):
+    """Row to slots. Gradients of padding slots are zero by construction of the masks, so backward is a gather too."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, gather: Tensor, scatter: Tensor) -> Tensor:
+        ctx.save_for_backward(scatter)
+        return rows.index_select(0, gather)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return grads[0].index_select(0, ctx.saved_tensors[0]), None, None
+
+
+class _FromSlots(torch.autograd.Function):
+    """Slots to row; padding slots get no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, slots: Tensor, gather: Tensor, scatter: Tensor, padding: Tensor | None) -> Tensor:
+        ctx.save_for_backward(gather, *([] if padding is None else [padding]))
+        return slots.index_select(0, scatter)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        gather, *padding = ctx.saved_tensors
+        slots = grads[0].index_select(0, gather)
+        return (slots.masked_fill_(padding[0], 0) if padding else slots), None, None, None
+
+
+def _slots(starts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Row index and validity of each slot of a block."""
+    time = torch.arange(int(lengths.max()))
+    valid = time < lengths[:, None]
+    return torch.where(valid, starts[:, None] + time, 0).flatten(), valid.flatten()
+
+
+def _shape(lengths: Tensor) -> tuple[int, int]:
+    return len(lengths), int(lengths.max())
+
+
+def _causal(length: int, dtype: torch.dtype) -> Tensor:
+    return torch.full((length, length), float("-inf"), dtype=dtype).triu_(1)
+
+
+def _check(module: nn.Module, layout: AttentionLayout, kwargs: dict[str, Any]) -> None:
+    asked = [name for name in _UNSUPPORTED if kwargs.get(name) is not None]
+    if asked:
+        raise ConfigError(f"packed training does not support {', '.join(asked)} of {type(module).__name__}")
+    window = kwargs.get("sliding_window")
+    if window is not None and window < layout.longest:
+        raise ConfigError(
+            f"packed training does not support the attention window of {window} tokens of {type(module).__name__} for "
+            f"sequences of {layout.longest} tokens; shorten prompts or max_new_tokens"
+        )

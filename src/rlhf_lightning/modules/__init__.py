@@ -1,0 +1,6 @@
+"""The LightningModules."""
+
+from rlhf_lightning.modules.grpo import GRPOModule
+from rlhf_lightning.modules.sft import SFTModule
+
+__all__ = ["GRPOModule", "SFTModule"]

@@ -1,0 +1,185 @@
+"""What every module of ours shares: epochs made when they begin, updates of micro-batches, checkpoints at the edges.
+
+An epoch is a rollout for a policy, a stretch of updates for supervised training. All of its micro-batches are made at
+once, from the weights, the seed and the epoch's number alone, so nothing of it needs to be saved.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, Protocol
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from torch.optim import Optimizer
+
+from rlhf_lightning.devices import to_device
+from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.events import Events
+from rlhf_lightning.metrics import Means
+from rlhf_lightning.modules.optim import clip_by_group, named_groups, warm_up
+
+
+class MicroBatch(Protocol):
+    """Anything that knows into how many micro-batches its update was cut."""
+
+    micro_batches: int
+
+
+class EdgeModule(LightningModule):
+    """One optimizer over named groups, automatic optimization, epochs made on demand, checkpoints at their edges.
+
+    Args:
+        optimizer: Makes the optimizer from the parameter groups.
+        warmup_updates: Linear warm-up; the learning rate is constant after it.
+        max_grad_norm: Gradient norm limit a parameter group; None is no limit.
+        seed: Run seed.
+
+    Attributes:
+        rollout_index: Number of epochs finished.
+        rollout_metrics: The numbers of the epoch that is on.
+        rollout_samples: Its samples.
+        events: Which phase is on, and for how long.
+    """
+
+    def __init__(
+        self, optimizer: OptimizerCallable, warmup_updates: int, max_grad_norm: float | None, seed: int
+    ) -> None:
+        super().__init__()
+        self.strict_loading = False
+        self.make_optimizer, self.warmup_updates, self.max_grad_norm = optimizer, warmup_updates, max_grad_norm
+        self.seed = seed
+        self.events, self.means = Events(), Means()
+        self.rollout_index = 0
+        self.rollout_metrics: dict[str, float] = {}
+        self.rollout_samples: list[dict[str, Any]] = []
+        self._batches: Sequence[MicroBatch] = ()
+        self._update_phase = ExitStack()
+
+    # ---- what a module must say ------------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def updates_per_epoch(self) -> int:
+        """Optimizer steps an epoch."""
+
+    @abstractmethod
+    def make_batches(self) -> Sequence[MicroBatch]:
+        """All micro-batches of the epoch ``rollout_index``, with the same number for each update."""
+
+    @abstractmethod
+    def parameter_groups(self) -> dict[str, Iterable[torch.nn.Parameter]]:
+        """Parameters by group name."""
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must agree on with the run that resumes it."""
+
+    # ---- one epoch --------------------------------------------------------------------------------------------------
+
+    def train_batches(self) -> EpochBatches:
+        """What the datamodule hands to Lightning as the train dataloader."""
+        return EpochBatches(self)
+
+    def begin_epoch(self) -> Sequence[MicroBatch]:
+        """Makes the epoch's batches; once an epoch, however often Lightning asks."""
+        if not self._batches:
+            self._batches = self.make_batches()
+            self.trainer.accumulate_grad_batches = self._batches[0].micro_batches
+            self._update_phase.enter_context(self.events.phase("update", total=len(self._batches)))
+        return self._batches
+
+    @property
+    def loss_scale(self) -> int:
+        """Undoes what Lightning (accumulation) and DDP (ranks) will divide the loss by."""
+        return self.trainer.accumulate_grad_batches * self.trainer.world_size
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """One optimizer over named groups, warm-up then constant."""
+        optimizer = self.make_optimizer(named_groups(self.parameter_groups()))  # type: ignore[arg-type]
+        return {"optimizer": optimizer, "lr_scheduler": warm_up(optimizer, self.warmup_updates)}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips each parameter group by its own norm."""
+        norms = clip_by_group(optimizer, self.max_grad_norm)
+        self.means.once({f"grad_norm/{name}": norm for name, norm in norms.items()})
+
+    def on_train_batch_end(self, outputs: Any, batch: MicroBatch, batch_idx: int) -> None:
+        """After the epoch's last update its numbers are complete."""
+        if batch_idx + 1 == len(self._batches):
+            self._update_phase.close()
+            self.rollout_metrics |= self._epoch_means()
+            self.rollout_metrics |= self.events.pop_timings()
+
+    def _epoch_means(self) -> dict[str, float]:
+        steps = self.updates_per_epoch
+        means = self.means.pop()
+        averaged = {name: value / steps if name.startswith("loss/") else value for name, value in means.items()}
+        rates = {f"learning_rate/{g['name']}": float(g["lr"]) for g in self.optimizers().param_groups}  # type: ignore[union-attr]
+        return {**averaged, **rates}
+
+    def on_train_epoch_end(self) -> None:
+        """The next epoch begins. Callbacks have seen this one's numbers; checkpoints are taken after this."""
+        self.rollout_index += 1
+        self.rollout_metrics, self.rollout_samples, self._batches = {}, [], ()
+
+    # ---- checkpoints ------------------------------------------------------------------------------------------------
+
+    def controllers(self) -> dict[str, Any]:
+        """Objects with ``state_dict`` and ``load_state_dict`` that a checkpoint must keep."""
+        return {}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the cursor and the controllers; takes frozen weights out, whose sources stand in the configuration."""
+        frozen = self._frozen_names()
+        checkpoint["state_dict"] = {name: w for name, w in checkpoint["state_dict"].items() if name not in frozen}
+        checkpoint["rlhf"] = {
+            "rollout_index": self.rollout_index,
+            "identity": self.identity(),
+            "controllers": {name: controller.state_dict() for name, controller in self.controllers().items()},
+        }
+
+    def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        """Restores the cursor and the controllers.
+
+        Raises:
+            ConfigError: If the checkpoint is of another model, another seed, or lacks weights.
+        """
+        saved = checkpoint["rlhf"]
+        for name, here in self.identity().items():
+            if saved["identity"].get(name) != here:
+                raise ConfigError(
+                    f"the checkpoint's {name} is {saved['identity'].get(name)!r}, but this run's is {here!r}: "
+                    "resume with the configuration that the run was begun with"
+                )
+        wanted = set(self.state_dict()) - self._frozen_names()
+        if missing := sorted(wanted - set(checkpoint["state_dict"])):
+            raise ConfigError(f"the checkpoint lacks {len(missing)} of the model's weights, first {missing[0]!r}")
+        self.rollout_index = saved["rollout_index"]
+        for name, controller in self.controllers().items():
+            controller.load_state_dict(saved["controllers"][name])
+
+    def _frozen_names(self) -> set[str]:
+        return {name for name, p in self.named_parameters(remove_duplicate=False) if not p.requires_grad}
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Moves the tensors of our frozen dataclasses."""
+        return to_device(batch, device)
+
+
+class EpochBatches:
+    """An iterable whose epoch is made when its first batch is asked for."""
+
+    def __init__(self, module: EdgeModule) -> None:
+        self._module = module
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        yield from self._module.begin_epoch()

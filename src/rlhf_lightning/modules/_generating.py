@@ -1,0 +1,134 @@
+"""What modules share whose model generates: loading it, checking what can be checked before, and greedy evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+
+from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.models.lora import LoRA
+from rlhf_lightning.models.packed import check_packable
+from rlhf_lightning.models.prepare import skeleton, trainable
+from rlhf_lightning.modules._edges import EdgeModule
+from rlhf_lightning.modules.evaluation import evaluate, greedy
+from rlhf_lightning.protocols import ModelSource, Sampler
+from rlhf_lightning.scorers import VerifierScorer
+from rlhf_lightning.types import Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from rlhf_lightning.data.prompts import PromptData
+
+
+class GeneratingModule(EdgeModule):
+    """A module around one causal LM that trains and is asked to generate.
+
+    Args:
+        policy: Where the model comes from.
+        sampler: Generates with it.
+        optimizer: Makes the optimizer from the parameter groups.
+        warmup_updates: Linear warm-up; the learning rate is constant after it.
+        max_grad_norm: Gradient norm limit a parameter group.
+        lora: Low-rank adapters.
+        gradient_checkpointing: Recompute activations in the backward pass.
+        seed: Run seed.
+    """
+
+    def __init__(
+        self,
+        policy: ModelSource,
+        sampler: Sampler,
+        optimizer: OptimizerCallable,
+        warmup_updates: int,
+        max_grad_norm: float | None,
+        lora: LoRA | None,
+        gradient_checkpointing: bool,
+        seed: int,
+    ) -> None:
+        super().__init__(optimizer, warmup_updates, max_grad_norm, seed)
+        self.policy_source, self.sampler = policy, sampler
+        self.lora, self.gradient_checkpointing = lora, gradient_checkpointing
+        self.verifier = VerifierScorer()
+        self.policy: PreTrainedModel | None = None
+
+    @property
+    def data(self) -> PromptData:
+        """The run's prompts."""
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    def preflight(self, data: PromptData) -> None:
+        """Checks all that can be checked without weights: prompts, tokenizer, architecture.
+
+        Raises:
+            RLHFError: Naming what cannot be.
+        """
+        config = self.policy_source.config()
+        context = config.get_text_config().max_position_embeddings
+        check_packable(skeleton(config), max_length=context)
+        self.tokenizer = self.policy_source.tokenizer()
+        data.bind_tokenizer(self.tokenizer, context_length=context, max_new_tokens=self.sampler.params.max_new_tokens)
+
+    def setup(self, stage: str) -> None:
+        """Preflight, for those who don't come through the command line.
+
+        Raises:
+            ConfigError: If there is more than one process.
+        """
+        if self.trainer.world_size > 1:
+            raise ConfigError(f"trainer.devices: this version trains in one process, got {self.trainer.world_size}")
+        self.preflight(self.data)
+
+    def configure_model(self) -> None:
+        """Loads the model and connects it."""
+        if self.policy is not None:
+            return
+        self.policy = trainable(
+            self.policy_source.load(), lora=self.lora, gradient_checkpointing=self.gradient_checkpointing
+        )
+        self.sampler.bind(self.policy, self.tokenizer)
+        self.verifier.bind(self.data.tasks)
+
+    def tell_callbacks(self) -> None:
+        """Calls ``on_rollout_start`` of the callbacks that have it: before an epoch's batches are made."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if hasattr(callback, "on_rollout_start"):
+                callback.on_rollout_start(self.trainer, self)
+
+    def to_rollout_mode(self) -> None:
+        """Before sampling: evaluation mode, and a sampler that knows the weights of now."""
+        self.policy.eval()  # type: ignore[union-attr]
+        self.sampler.sync(self.global_step)
+
+    def parameter_groups(self) -> dict[str, Iterable[torch.nn.Parameter]]:
+        """The policy's parameters."""
+        return {"policy": self.policy.parameters()}  # type: ignore[union-attr]
+
+    def identity(self) -> dict[str, Any]:
+        """The model's source and the seed."""
+        return {"policy": self.policy_source.identity(), "seed": self.seed}
+
+    # ---- evaluation -------------------------------------------------------------------------------------------------
+
+    def evaluate(self, prompts: Sequence[Prompt]) -> dict[str, float]:
+        """Greedy accuracy of the model as it is now."""
+        self.to_rollout_mode()
+        with self.events.phase("evaluate", total=len(prompts)):
+            return evaluate(self.sampler, self.verifier, prompts)
+
+    def validation_step(self, batch: list[Prompt], batch_idx: int) -> None:
+        """Greedy accuracy on a batch of held-out prompts."""
+        self.log_dict(self.evaluate(batch), batch_size=len(batch))
+
+    def test_step(self, batch: list[Prompt], batch_idx: int) -> None:
+        """As in validation."""
+        self.validation_step(batch, batch_idx)
+
+    def predict_step(self, batch: list[Prompt], batch_idx: int) -> list[dict[str, str]]:
+        """Greedy responses to a batch of prompts."""
+        self.to_rollout_mode()
+        rollout = greedy(self.sampler, batch)
+        return [{"prompt": p.text, "response": text} for p, text in zip(batch, rollout.texts, strict=True)]

@@ -1,0 +1,231 @@
+"""What all on-policy modules share: models, rollouts, the packed training step, and what a checkpoint keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+
+from rlhf_lightning.data.update_batches import updates_of
+from rlhf_lightning.kl import KLTerm
+from rlhf_lightning.models.lora import LoRA, adapters_off
+from rlhf_lightning.models.packed import packed_logprobs
+from rlhf_lightning.models.prepare import frozen, frozen_copy
+from rlhf_lightning.models.rollout_logprobs import rollout_logprobs
+from rlhf_lightning.modules._generating import GeneratingModule
+from rlhf_lightning.modules.evaluation import samples_of
+from rlhf_lightning.modules.plan import BatchPlan, check_group_size
+from rlhf_lightning.pipeline import Pipeline
+from rlhf_lightning.protocols import (
+    AdvantageEstimator,
+    Metric,
+    ModelSource,
+    PolicyLoss,
+    RewardTransform,
+    Sampler,
+    Scorer,
+)
+from rlhf_lightning.samplers.seeds import sample_seeds
+from rlhf_lightning.scorers import combine
+from rlhf_lightning.types import Experience, Rollout, UpdateBatch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class PolicyModule(GeneratingModule):
+    """Trains a policy on its own samples; which algorithm it is depends only on the parts put in.
+
+    One Lightning epoch is one rollout: the train dataloader samples with the current weights, and each batch is one
+    packed micro-batch. One optimizer, named parameter groups, automatic optimization.
+
+    Args:
+        policy: Where the policy comes from.
+        sampler: Draws responses.
+        scorers: Score responses; their weighted sum is optimised.
+        reward_transforms: Steps from score to reward, in this order.
+        advantage: Advantage estimator.
+        policy_loss: Surrogate objective.
+        scorer_weights: One weight a scorer; all 1 when not given.
+        kl_reward: KL penalty taken off the token rewards.
+        kl_loss: KL penalty added to the loss.
+        reference: Where the frozen reference comes from; the policy's own start when not given.
+        metrics: Further numbers to compute of each rollout.
+        prompts_per_rollout: P.
+        samples_per_prompt: M.
+        updates_per_rollout: Gradient steps a pass over the rollout.
+        epochs_per_rollout: Passes over each rollout.
+        token_budget: Most tokens of a packed micro-batch.
+        logits_chunk: Tokens whose logits are held at once.
+        aggregation: How token losses become one number: ``token-mean``, ``seq-mean-token-mean``,
+            ``seq-mean-token-sum`` or ``constant`` (divided by the sequences times the longest response allowed).
+        optimizer: Makes the optimizer from the parameter groups.
+        warmup_updates: Linear warm-up; the learning rate is constant after it.
+        max_grad_norm: Gradient norm limit a parameter group; None is no limit.
+        lora: Low-rank adapters; the reference then is the policy with its adapters off.
+        gradient_checkpointing: Recompute activations in the backward pass.
+        seed: Run seed: with rollout, prompt and sample number it determines every draw.
+
+    Raises:
+        ConfigError: If the batch sizes cannot be, or group statistics lack samples.
+    """
+
+    def __init__(
+        self,
+        policy: ModelSource,
+        sampler: Sampler,
+        scorers: list[Scorer],
+        reward_transforms: list[RewardTransform],
+        advantage: AdvantageEstimator,
+        policy_loss: PolicyLoss,
+        scorer_weights: list[float] | None = None,
+        kl_reward: KLTerm | None = None,
+        kl_loss: KLTerm | None = None,
+        reference: ModelSource | None = None,
+        metrics: list[Metric] | None = None,
+        prompts_per_rollout: int = 1024,
+        samples_per_prompt: int = 4,
+        updates_per_rollout: int = 8,
+        epochs_per_rollout: int = 1,
+        token_budget: int = 16_384,
+        logits_chunk: int = 1024,
+        aggregation: str = "token-mean",
+        optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-6, betas=(0.9, 0.95), weight_decay=0.0),
+        warmup_updates: int = 0,
+        max_grad_norm: float | None = 1.0,
+        lora: LoRA | None = None,
+        gradient_checkpointing: bool = False,
+        seed: int = 1,
+    ) -> None:
+        super().__init__(policy, sampler, optimizer, warmup_updates, max_grad_norm, lora, gradient_checkpointing, seed)
+        self.plan = BatchPlan(
+            prompts_per_rollout, samples_per_prompt, updates_per_rollout, epochs_per_rollout, token_budget
+        )
+        check_group_size(samples_per_prompt, [advantage, *reward_transforms])
+        self.reference_source, self.advantage, self.policy_loss = reference, advantage, policy_loss
+        self.scorer = combine(scorers, scorer_weights)
+        self.transforms, self.extra_metrics = reward_transforms, metrics or []
+        self.kl_reward, self.kl_loss = kl_reward, kl_loss
+        self.logits_chunk, self.aggregation = logits_chunk, aggregation
+        self.reference: PreTrainedModel | None = None
+
+    @property
+    def prompts_seen(self) -> int:
+        """Prompts whose rollouts are finished."""
+        return self.rollout_index * self.plan.prompts_per_rollout
+
+    def configure_model(self) -> None:
+        """Loads policy and reference, and connects the parts."""
+        if self.policy is not None:
+            return
+        super().configure_model()
+        if self._needs_reference and self.reference_source is not None:
+            self.reference = frozen(self.reference_source.load())
+        elif self._needs_reference and self.lora is None:
+            self.reference = frozen_copy(self.policy)
+        self.scorer.bind(self.data.tasks)
+        self.pipeline = self._make_pipeline()
+
+    def _make_pipeline(self) -> Pipeline:
+        return Pipeline(
+            sampler=self.sampler,
+            scorer=self.scorer,
+            transforms=self.transforms,
+            advantage=self.advantage,
+            kl_reward=self.kl_reward,
+            reference=self._reference_logprobs if self._needs_reference else None,
+            behaviour=None if self.sampler.exact else self._policy_logprobs,
+            values=None,
+            metrics=self.extra_metrics,
+            events=self.events,
+        )
+
+    @property
+    def _needs_reference(self) -> bool:
+        return self.kl_reward is not None or self.kl_loss is not None
+
+    # ---- one rollout ------------------------------------------------------------------------------------------------
+
+    @property
+    def updates_per_epoch(self) -> int:
+        """Optimizer steps a rollout."""
+        return self.plan.steps_per_rollout
+
+    def make_batches(self) -> Sequence[UpdateBatch]:
+        """Samples, scores, and cuts the experience into packed micro-batches."""
+        self.tell_callbacks()
+        experience = self.explore()
+        betas = {f"kl/beta_{name.removeprefix('kl_')}": term.beta for name, term in self._kl_terms().items()}
+        self.rollout_metrics |= {**experience.metrics, **betas}
+        self.rollout_samples = samples_of(experience)
+        return self._cut(experience)
+
+    def explore(self) -> Experience:
+        """The rollout of this index: a function of the weights, the seed and the index alone."""
+        self.to_rollout_mode()
+        prompts = self.data.train_prompts(self.rollout_index, self.plan.prompts_per_rollout)
+        seeds = sample_seeds(self.seed, self.rollout_index, prompts, self.plan.samples_per_prompt)
+        experience = self.pipeline(prompts, samples_per_prompt=self.plan.samples_per_prompt, seeds=seeds)
+        if experience.rollout.weights_version != self.global_step:
+            raise RuntimeError(
+                f"the sampler used weights of version {experience.rollout.weights_version}, "
+                f"but the policy is at version {self.global_step}"
+            )
+        self.policy.train()  # type: ignore[union-attr]
+        return experience
+
+    def _cut(self, experience: Experience) -> list[UpdateBatch]:
+        updates = updates_of(
+            experience,
+            updates=self.plan.updates_per_rollout,
+            token_budget=self.plan.token_budget,
+            aggregation=self.aggregation,
+        )
+        one_pass = [batch for update in updates for batch in update]
+        return one_pass * self.plan.epochs_per_rollout
+
+    def _policy_logprobs(self, rollout: Rollout) -> Tensor:
+        return rollout_logprobs(self.policy, rollout, token_budget=self.plan.token_budget, chunk_size=self.logits_chunk)
+
+    def _reference_logprobs(self, rollout: Rollout) -> Tensor:
+        if self.reference is None:
+            with adapters_off(self.policy):
+                return self._policy_logprobs(rollout)
+        return rollout_logprobs(
+            self.reference, rollout, token_budget=self.plan.token_budget, chunk_size=self.logits_chunk
+        )
+
+    # ---- one update -------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: UpdateBatch, batch_idx: int) -> Tensor:
+        """One packed micro-batch; the loss undoes what Lightning will divide by, so any split gives one gradient."""
+        flat = packed_logprobs(self.policy, batch.packed, temperature=batch.temperature, chunk_size=self.logits_chunk)
+        new = batch.packed.to_rows(flat)
+        per_token, diagnostics = self.policy_loss(new, batch)
+        self.means.sums({"loss/policy": (per_token * batch.weights).sum()})
+        self.means.over_tokens(diagnostics, batch.packed.mask)
+        if self.kl_loss is not None:
+            penalty = self.kl_loss(new, batch.ref_logprobs)
+            self.means.sums({"loss/kl": (penalty * batch.weights).sum()})
+            per_token = per_token + penalty
+        self.events.advance(batch.packed.targets.numel())
+        return (per_token * batch.weights).sum() * self.loss_scale
+
+    def on_train_epoch_end(self) -> None:
+        """The rollout is done: controllers see its KL, and the next one begins."""
+        kl = self.rollout_metrics.get("kl/ref_k1_per_sequence")
+        for term in self._kl_terms().values():
+            if kl is not None:
+                term.controller.update(kl, self.plan.samples_per_rollout)
+        super().on_train_epoch_end()
+
+    def _kl_terms(self) -> dict[str, KLTerm]:
+        terms = {"kl_reward": self.kl_reward, "kl_loss": self.kl_loss}
+        return {name: term for name, term in terms.items() if term is not None}
+
+    def controllers(self) -> dict[str, Any]:
+        """The KL controllers."""
+        return {name: term.controller for name, term in self._kl_terms().items()}

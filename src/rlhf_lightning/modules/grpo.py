@@ -1,0 +1,57 @@
+"""GRPO (Shao et al. 2024), as the paper uses it.
+
+Differs from DeepSeekMath's GRPO in what the defaults say: token-mean aggregation over the whole update (DAPO's; the
+original averages each sequence first: ``aggregation: seq-mean-token-mean``), and no reward transforms unless given (the
+paper clips, normalizes and shrinks: ``reward_transforms: [clip, group_normalize, asymmetric_shrink]`` with
+``advantage: reinforce``).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rlhf_lightning.advantages import Group
+from rlhf_lightning.kl import KLTerm
+from rlhf_lightning.losses import Clip
+from rlhf_lightning.modules._policy import PolicyModule
+from rlhf_lightning.protocols import AdvantageEstimator, ModelSource, PolicyLoss, RewardTransform, Sampler, Scorer
+from rlhf_lightning.samplers import InProcessSampler
+from rlhf_lightning.scorers import VerifierScorer
+
+
+class GRPOModule(PolicyModule):
+    """Group-relative policy optimization: no critic, the samples of a prompt are each other's baseline.
+
+    RLOO, REINFORCE and Dr. GRPO are this module with another ``advantage``.
+
+    Args:
+        policy: Where the policy comes from.
+        sampler: Draws responses; in process when not given.
+        scorers: Score responses; the task's verifier when not given.
+        reward_transforms: Steps from score to reward, in this order; none when not given.
+        advantage: Advantage estimator; ``group`` when not given.
+        policy_loss: Surrogate objective; ``clip`` when not given.
+        kl_loss: KL penalty added to the loss; none when not given.
+    """
+
+    def __init__(
+        self,
+        policy: ModelSource,
+        sampler: Sampler | None = None,
+        scorers: list[Scorer] | None = None,
+        reward_transforms: list[RewardTransform] | None = None,
+        advantage: AdvantageEstimator | None = None,
+        policy_loss: PolicyLoss | None = None,
+        kl_loss: KLTerm | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            policy=policy,
+            sampler=sampler or InProcessSampler(),
+            scorers=scorers or [VerifierScorer()],
+            reward_transforms=reward_transforms or [],
+            advantage=advantage or Group(),
+            policy_loss=policy_loss or Clip(),
+            kl_loss=kl_loss,
+            **kwargs,
+        )

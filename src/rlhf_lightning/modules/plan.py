@@ -1,0 +1,74 @@
+"""Batch arithmetic: what the user gives, and all that follows from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rlhf_lightning.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How one rollout is cut into updates (paper, §4.1: rollouts of 1024·M, a gradient step per 128·M samples).
+
+    Attributes:
+        prompts_per_rollout: P.
+        samples_per_prompt: M.
+        updates_per_rollout: Gradient steps a pass over the rollout; whole groups stay together, uneven splits are fine.
+        epochs_per_rollout: Passes over each rollout.
+        token_budget: Most tokens of one packed micro-batch (prompt once, then its responses).
+
+    Raises:
+        ConfigError: If a number is not positive, or there are more updates than prompts.
+    """
+
+    prompts_per_rollout: int
+    samples_per_prompt: int
+    updates_per_rollout: int
+    epochs_per_rollout: int
+    token_budget: int
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}")
+        if self.updates_per_rollout > self.prompts_per_rollout:
+            raise ConfigError(
+                f"updates_per_rollout ({self.updates_per_rollout}) is more than prompts_per_rollout "
+                f"({self.prompts_per_rollout}): an update needs at least one prompt with all its samples. "
+                f"Nearest: updates_per_rollout {self.prompts_per_rollout}"
+            )
+
+    @property
+    def samples_per_rollout(self) -> int:
+        """P·M."""
+        return self.prompts_per_rollout * self.samples_per_prompt
+
+    @property
+    def steps_per_rollout(self) -> int:
+        """Optimizer steps a rollout."""
+        return self.updates_per_rollout * self.epochs_per_rollout
+
+    def __str__(self) -> str:
+        low, rest = divmod(self.prompts_per_rollout, self.updates_per_rollout)
+        prompts = f"{low}–{low + 1}" if rest else str(low)
+        return (
+            f"{self.prompts_per_rollout} prompts × {self.samples_per_prompt} samples = {self.samples_per_rollout} "
+            f"responses a rollout; {self.steps_per_rollout} updates of {prompts} prompts × {self.samples_per_prompt}; "
+            f"micro-batches of at most {self.token_budget} tokens"
+        )
+
+
+def check_group_size(samples_per_prompt: int, parts: list[object]) -> None:
+    """Refuses group statistics over too few samples.
+
+    Raises:
+        ConfigError: Naming the part and the smallest ``samples_per_prompt`` it means anything for.
+    """
+    for part in parts:
+        least = getattr(part, "min_group_size", 1)
+        if samples_per_prompt < least:
+            raise ConfigError(
+                f"samples_per_prompt is {samples_per_prompt}, but {type(part).__name__} compares the samples of a "
+                f"prompt with each other and needs at least {least}"
+            )

@@ -1,0 +1,151 @@
+"""Supervised fine-tuning: the model that reinforcement learning starts from, and is held to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+
+from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.functional import aggregation_weights
+from rlhf_lightning.functional.packing import pack_groups, split_by_budget
+from rlhf_lightning.models.lora import LoRA
+from rlhf_lightning.models.packed import packed_logprobs
+from rlhf_lightning.modules._generating import GeneratingModule
+from rlhf_lightning.protocols import ModelSource, Sampler
+from rlhf_lightning.samplers import InProcessSampler
+from rlhf_lightning.types import PackedSequences, Prompt
+
+if TYPE_CHECKING:
+    from rlhf_lightning.data.demonstrations import DemonstrationData
+
+Example = tuple[Prompt, tuple[int, ...]]
+"""A prompt and the tokens of its response, the end-of-sequence token included."""
+
+
+@dataclass(frozen=True)
+class SFTBatch:
+    """One packed micro-batch of demonstrations.
+
+    Attributes:
+        packed: The sequences.
+        weights: (b, T) what each token's loss counts in its update: the sum over an update is 1.
+        micro_batches: Number of micro-batches in the update.
+    """
+
+    packed: PackedSequences
+    weights: Tensor
+    micro_batches: int
+
+
+class SFTModule(GeneratingModule):
+    """Minimises ``−mean log p(response token)`` over response tokens alone, packed without padding.
+
+    Args:
+        policy: The model to train.
+        optimizer: Makes the optimizer from the parameter groups.
+        batch_size: Demonstrations an update.
+        updates_per_epoch: Updates between two rows of metrics (and checkpoints): an epoch in Lightning's sense.
+        token_budget: Most tokens of a packed micro-batch.
+        logits_chunk: Tokens whose logits are held at once.
+        warmup_updates: Linear warm-up; the learning rate is constant after it.
+        max_grad_norm: Gradient norm limit; None is no limit.
+        lora: Low-rank adapters.
+        gradient_checkpointing: Recompute activations in the backward pass.
+        sampler: For greedy accuracy on held-out prompts.
+        seed: Run seed: the order of demonstrations.
+
+    Raises:
+        ConfigError: If a size is not positive.
+    """
+
+    def __init__(
+        self,
+        policy: ModelSource,
+        optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-5, betas=(0.9, 0.95), weight_decay=0.0),
+        batch_size: int = 128,
+        updates_per_epoch: int = 50,
+        token_budget: int = 16_384,
+        logits_chunk: int = 1024,
+        warmup_updates: int = 0,
+        max_grad_norm: float | None = 1.0,
+        lora: LoRA | None = None,
+        gradient_checkpointing: bool = False,
+        sampler: Sampler | None = None,
+        seed: int = 1,
+    ) -> None:
+        super().__init__(
+            policy,
+            sampler or InProcessSampler(),
+            optimizer,
+            warmup_updates,
+            max_grad_norm,
+            lora,
+            gradient_checkpointing,
+            seed,
+        )
+        for name, value in {"batch_size": batch_size, "updates_per_epoch": updates_per_epoch}.items():
+            if value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}")
+        self.batch_size, self._updates = batch_size, updates_per_epoch
+        self.token_budget, self.logits_chunk = token_budget, logits_chunk
+
+    @property
+    def prompts_seen(self) -> int:
+        """Demonstrations of the epochs that are finished."""
+        return self.rollout_index * self.updates_per_epoch * self.batch_size
+
+    @property
+    def updates_per_epoch(self) -> int:
+        """Optimizer steps an epoch."""
+        return self._updates
+
+    @property
+    def data(self) -> DemonstrationData:
+        """The run's demonstrations."""
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    def make_batches(self) -> Sequence[SFTBatch]:
+        """The epoch's demonstrations, packed; the same number of micro-batches for each update."""
+        self.tell_callbacks()
+        self.policy.train()  # type: ignore[union-attr]
+        size = self.batch_size
+        examples = self.data.train_examples(self.rollout_index * self._updates * size, self._updates * size)
+        updates = [examples[start : start + size] for start in range(0, len(examples), size)]
+        k = max(len(_split(update, self.token_budget, None)) for update in updates)
+        return [batch for update in updates for batch in _packed(update, self.token_budget, k)]
+
+    def training_step(self, batch: SFTBatch, batch_idx: int) -> Tensor:
+        """One packed micro-batch."""
+        flat = packed_logprobs(self.policy, batch.packed, chunk_size=self.logits_chunk)
+        loss = -(batch.packed.to_rows(flat) * batch.weights).sum()
+        self.means.sums({"loss/sft": loss})
+        self.events.advance(batch.packed.targets.numel())
+        return loss * self.loss_scale
+
+
+def _split(update: Sequence[Example], token_budget: int, n_bins: int | None) -> list[list[int]]:
+    prompts = [len(prompt.tokens) for prompt, _ in update]
+    responses = [[len(tokens) - 1] for _, tokens in update]
+    try:
+        bins = split_by_budget(prompts, responses, token_budget=token_budget, n_bins=n_bins)
+    except ValueError as error:
+        raise ConfigError(f"token_budget: {error}") from error
+    return [[piece.group for piece in pieces] for pieces in bins]
+
+
+def _packed(update: Sequence[Example], token_budget: int, k: int) -> list[SFTBatch]:
+    denominator = sum(len(tokens) for _, tokens in update)
+    return [_pack([update[i] for i in rows], denominator, k) for rows in _split(update, token_budget, k)]
+
+
+def _pack(examples: Sequence[Example], denominator: int, k: int) -> SFTBatch:
+    longest = max(len(tokens) for _, tokens in examples)
+    tokens = torch.tensor([[*tokens, *[0] * (longest - len(tokens))] for _, tokens in examples])
+    mask = torch.arange(longest) < torch.tensor([[len(tokens)] for _, tokens in examples])
+    packed = pack_groups([prompt.tokens for prompt, _ in examples], tokens, mask)
+    return SFTBatch(packed, aggregation_weights(mask, mode="token-mean", denominator=denominator), k)

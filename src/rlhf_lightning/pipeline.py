@@ -1,0 +1,99 @@
+"""From prompts to experience: the arrows, and no algorithm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from rlhf_lightning import statistics
+from rlhf_lightning.events import Events
+from rlhf_lightning.kl import KLTerm
+from rlhf_lightning.protocols import AdvantageEstimator, Metric, RewardTransform, Sampler, Scorer
+from rlhf_lightning.types import Experience, Prompt, Rewards, Rollout, Scores, TokenRewards
+
+LogProbs = Callable[[Rollout], Tensor]
+"""Gives the (B, T) log-probs of a rollout's responses under some model, without gradient."""
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """The parts of one rollout, in the order they act.
+
+    Attributes:
+        sampler: Draws the responses.
+        scorer: Scores them.
+        transforms: From score to reward, in this order.
+        advantage: From token rewards to advantages.
+        kl_reward: KL penalty taken off the token rewards, or None.
+        reference: Log-probs under the frozen reference, or None when no KL term asks for them.
+        behaviour: Recomputes the log-probs that updates start from; None takes the sampler's own, which are exact when
+            it samples from the whole distribution at the trainer's precision.
+        values: Critic values (B, T), or None without a critic.
+        metrics: Further numbers to compute of a rollout.
+        events: Told which phase is on.
+    """
+
+    sampler: Sampler
+    scorer: Scorer
+    transforms: Sequence[RewardTransform]
+    advantage: AdvantageEstimator
+    kl_reward: KLTerm | None
+    reference: LogProbs | None
+    behaviour: LogProbs | None
+    values: LogProbs | None
+    metrics: Sequence[Metric]
+    events: Events
+
+    def __call__(self, prompts: Sequence[Prompt], *, samples_per_prompt: int, seeds: Tensor) -> Experience:
+        """Runs one rollout.
+
+        Args:
+            prompts: P prompts.
+            samples_per_prompt: G.
+            seeds: (P·G,) int64 seeds of the samples.
+        """
+        with self.events.phase("rollout", total=len(seeds)):
+            rollout = self.sampler(prompts, samples_per_prompt=samples_per_prompt, seeds=seeds)
+        with self.events.phase("score", total=len(seeds)):
+            scores = self.scorer(rollout)
+        with self.events.phase("reference", total=len(seeds)):
+            old = self.behaviour(rollout) if self.behaviour else rollout.logprobs
+            ref = self.reference(rollout) if self.reference else None
+            values = self.values(rollout) if self.values else None
+        rewards, logged = transform(self.transforms, raw_rewards(rollout, scores))
+        token_rewards = place_on_tokens(rewards, rollout, old, ref, self.kl_reward, values)
+        advantages = self.advantage(token_rewards)
+        experience = Experience(rollout, scores, rewards.values, advantages, old, ref, logged)
+        return replace(experience, metrics={**logged, **self._measure(experience)})
+
+    def _measure(self, experience: Experience) -> dict[str, float]:
+        own = {metric.name: metric(experience.rollout, experience.scores) for metric in self.metrics}
+        return {**statistics.of_experience(experience), **own}
+
+
+def raw_rewards(rollout: Rollout, scores: Scores) -> Rewards:
+    """The scores as rewards that no transform has touched."""
+    return Rewards(scores.values, rollout.group_size, rollout.lengths, rollout.finished)
+
+
+def transform(transforms: Iterable[RewardTransform], rewards: Rewards) -> tuple[Rewards, Mapping[str, float]]:
+    """Applies the transforms in order; also gives mean and standard deviation of the rewards before and after each."""
+    logged = statistics.of_rewards("reward/raw", rewards.values)
+    for step in transforms:
+        rewards = step(rewards)
+        logged |= statistics.of_rewards(f"reward/after_{step.name}", rewards.values)
+    return rewards, logged
+
+
+def place_on_tokens(
+    rewards: Rewards, rollout: Rollout, old: Tensor, ref: Tensor | None, kl: KLTerm | None, values: Tensor | None
+) -> TokenRewards:
+    """The response's reward on its last token; on every token the KL penalty, where there is one (paper, Eq. 3)."""
+    per_token = torch.zeros_like(old, dtype=torch.float32)
+    per_token[torch.arange(len(old), device=old.device), rollout.lengths - 1] = rewards.values.to(per_token)
+    if kl is not None and ref is not None:
+        per_token = per_token - kl(old, ref) * rollout.mask
+    return TokenRewards(per_token, rollout.mask, rollout.group_size, values)

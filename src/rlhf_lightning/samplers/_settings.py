@@ -1,0 +1,43 @@
+"""Sampler arguments from a configuration, with errors that name the key."""
+
+from __future__ import annotations
+
+import torch
+
+from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.registry import nearest
+from rlhf_lightning.types import SamplingParams
+
+DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
+"""Types that weights may be decoded in."""
+
+
+def sampling_params(
+    sampler: str, max_new_tokens: int, temperature: float, top_k: int, top_p: float, stop: list[str] | None
+) -> SamplingParams:
+    """The parameters, checked.
+
+    Raises:
+        ConfigError: If one is out of range, or a stop text is empty.
+    """
+    if stop and "" in stop:
+        raise ConfigError(f"sampler {sampler}: stop holds an empty text, which would end every response at once")
+    try:
+        return SamplingParams(max_new_tokens, temperature, top_k, top_p, tuple(stop or ()))
+    except ValueError as error:
+        raise ConfigError(f"sampler {sampler}: {error}") from error
+
+
+def dtype_of(name: str | None) -> torch.dtype | None:
+    """The torch type of that name, or None for None.
+
+    Raises:
+        ConfigError: If there is none, with the nearest.
+    """
+    if name is None:
+        return None
+    if name not in DTYPES:
+        near = nearest(name, DTYPES)
+        hint = f" Did you mean {near!r}?" if near else ""
+        raise ConfigError(f"sampler in_process: dtype {name!r} is unknown.{hint} Known: {', '.join(DTYPES)}")
+    return DTYPES[name]

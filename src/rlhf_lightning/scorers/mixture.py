@@ -1,0 +1,65 @@
+"""Several scorers as one: their weighted sum."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.protocols import Scorer, Task
+from rlhf_lightning.registry import register
+from rlhf_lightning.types import Rollout, Scores
+
+
+@register("scorer", "mixture")
+class MixtureScorer(Scorer):
+    """``Σᵢ wᵢ sᵢ`` over scorers; ``parts`` keeps each one's own values, before weighting.
+
+    A response counts as failed where it failed in any of them.
+
+    Args:
+        scorers: The scorers; their names must differ.
+        weights: One weight a scorer; all 1 when not given.
+
+    Raises:
+        ConfigError: If there is no scorer, names repeat, or the weights do not fit.
+    """
+
+    name = "mixture"
+
+    def __init__(self, scorers: list[Scorer], weights: list[float] | None = None) -> None:
+        self.scorers = list(scorers)
+        self.weights = [1.0] * len(scorers) if weights is None else list(weights)
+        names = [scorer.name for scorer in self.scorers]
+        if not names:
+            raise ConfigError("scorers: at least one is needed")
+        if len(self.weights) != len(names):
+            raise ConfigError(f"scorer weights: {len(self.weights)} weights for {len(names)} scorers ({names})")
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise ConfigError(f"scorers: more than one is called {repeated[0]!r}; give one another name")
+
+    def bind(self, tasks: Mapping[str, Task]) -> None:
+        """Hands the tasks to the scorers that ask for them."""
+        for scorer in self.scorers:
+            if hasattr(scorer, "bind"):
+                scorer.bind(tasks)
+
+    def __call__(self, rollout: Rollout) -> Scores:
+        """Scores with each and adds up."""
+        scores = [scorer(rollout) for scorer in self.scorers]
+        total = torch.stack([weight * s.values for weight, s in zip(self.weights, scores, strict=True)]).sum(0)
+        return Scores(total, self._parts(scores), torch.stack([s.failed for s in scores]).any(0))
+
+    def _parts(self, scores: Sequence[Scores]) -> dict[str, torch.Tensor]:
+        """Each scorer's parts; those of a scorer with several stand below its name."""
+        parts = {}
+        for scorer, score in zip(self.scorers, scores, strict=True):
+            parts[scorer.name] = score.values
+            parts |= {f"{scorer.name}/{part}": v for part, v in score.parts.items() if part != scorer.name}
+        return parts
+
+
+def combine(scorers: Sequence[Scorer], weights: Sequence[float] | None = None) -> MixtureScorer:
+    """One scorer from several: :class:`MixtureScorer`, whose errors it raises."""
+    return MixtureScorer(list(scorers), None if weights is None else list(weights))

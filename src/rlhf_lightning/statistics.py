@@ -1,0 +1,68 @@
+"""The numbers logged of a rollout: means over tokens, sequences or groups, named ``subject/quantity``."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from rlhf_lightning.functional import kl_k1, kl_k3, masked_mean
+from rlhf_lightning.types import Experience
+
+
+def of_rewards(name: str, values: Tensor) -> dict[str, float]:
+    """Mean and population standard deviation of (B,) rewards."""
+    return {f"{name}_mean": float(values.mean()), f"{name}_std": float(values.std(correction=0))}
+
+
+def of_experience(experience: Experience) -> dict[str, float]:
+    """Scores, lengths, advantages, dead groups and the KL to the reference."""
+    return {
+        **of_scores(experience),
+        **of_lengths(experience),
+        **of_advantages(experience),
+        **of_kl(experience),
+    }
+
+
+def of_scores(experience: Experience) -> dict[str, float]:
+    """Mean of each scorer; share of failed verifications; share of groups whose rewards are all the same."""
+    scores, size = experience.scores, experience.rollout.group_size
+    groups = scores.values.view(-1, size)
+    return {
+        **{f"score/{name}": float(part.mean()) for name, part in scores.parts.items()},
+        "score/failed": float(scores.failed.float().mean()),
+        "reward/dead_groups": float((groups.amax(1) == groups.amin(1)).float().mean()),
+    }
+
+
+def of_lengths(experience: Experience) -> dict[str, float]:
+    """Response length in tokens, and the share cut off before they ended."""
+    lengths = experience.rollout.lengths.float()
+    return {
+        "response/length_mean": float(lengths.mean()),
+        "response/length_max": float(lengths.max()),
+        "response/truncated": float((~experience.rollout.finished).float().mean()),
+        "response/tokens": float(lengths.sum()),
+    }
+
+
+def of_advantages(experience: Experience) -> dict[str, float]:
+    """Mean and absolute mean over response tokens."""
+    values, mask = experience.advantages.values, experience.rollout.mask
+    return {
+        "advantage/mean": float(masked_mean(values, mask)),
+        "advantage/abs_mean": float(masked_mean(values.abs(), mask)),
+    }
+
+
+def of_kl(experience: Experience) -> dict[str, float]:
+    """Policy's log-prob a token, and the KL to the reference in nats, per token and per sequence (k1 and k3)."""
+    old, ref, mask = experience.old_logprobs, experience.ref_logprobs, experience.rollout.mask
+    measured = {"policy/logprob_mean": float(masked_mean(old, mask))}
+    if ref is not None:
+        k1, k3 = kl_k1(old, ref) * mask, kl_k3(old, ref) * mask
+        measured |= {
+            "kl/ref_k1_per_token": float(masked_mean(k1, mask)),
+            "kl/ref_k3_per_token": float(masked_mean(k3, mask)),
+            "kl/ref_k1_per_sequence": float(k1.sum(1).mean()),
+        }
+    return measured

@@ -1,0 +1,99 @@
+"""Contract of advantage estimators: (B, T), nothing off the mask, blind to padding, input untouched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+
+import torch
+from torch.nn.functional import pad
+
+from rlhf_lightning.protocols import AdvantageEstimator
+from rlhf_lightning.testing.report import Check, require_same, require_shape, violated
+from rlhf_lightning.testing.values import token_rewards
+from rlhf_lightning.types import TokenRewards
+
+Make = Callable[[], AdvantageEstimator]
+PADDING = 3
+
+
+def shape(make: Make) -> None:
+    """Finite advantages of the rewards' shape, and so the returns where there are any."""
+    estimator = make()
+    given = _groups(estimator)
+    advantages = estimator(given)
+    require_shape("advantages.values", advantages.values, tuple(given.values.shape))
+    if advantages.returns is not None:
+        require_shape("advantages.returns", advantages.returns, tuple(given.values.shape))
+
+
+def mask(make: Make) -> None:
+    """0 off the mask."""
+    estimator = make()
+    given = _groups(estimator)
+    off = estimator(given).values[~given.mask]
+    violated(off.abs().sum() != 0, f"advantages off the mask are {off.tolist()}, expected 0")
+
+
+def padding(make: Make) -> None:
+    """More padding changes nothing."""
+    estimator = make()
+    given = _groups(estimator)
+    wider = TokenRewards(
+        pad(given.values, (0, PADDING)),
+        pad(given.mask, (0, PADDING)),
+        given.group_size,
+        None if given.baseline is None else pad(given.baseline, (0, PADDING)),
+    )
+    values = estimator(wider).values[:, :-PADDING]
+    violated(
+        not torch.allclose(values, estimator(given).values, atol=1e-6), "padding on the right changes the advantages"
+    )
+
+
+def deterministic(make: Make) -> None:
+    """The same rewards give the same advantages, in another instance too."""
+    first, second = make(), make()
+    require_same("two calls differ", first(_groups(first)).values, second(_groups(second)).values)
+
+
+def input_kept(make: Make) -> None:
+    """The rewards are not edited."""
+    estimator = make()
+    given = _groups(estimator)
+    kept = deepcopy(given)
+    estimator(given)
+    require_same("the call edited rewards.values", given.values, kept.values)
+    require_same("the call edited rewards.mask", given.mask.float(), kept.mask.float())
+
+
+def smallest_group(make: Make) -> None:
+    """Finite for groups of ``min_group_size``, 1 included."""
+    estimator = make()
+    least = estimator.min_group_size
+    violated(not isinstance(least, int) or least < 1, f"min_group_size is {least!r}, expected 1 or more")
+    given = token_rewards(least)
+    require_shape(f"advantages of groups of {least}", estimator(given).values, tuple(given.values.shape))
+
+
+def equal_rewards(make: Make) -> None:
+    """Finite when all rewards are equal."""
+    estimator = make()
+    given = token_rewards(max(2, estimator.min_group_size), equal=True)
+    require_shape("advantages of equal rewards", estimator(given).values, tuple(given.values.shape))
+
+
+CHECKS: Mapping[str, Check] = {
+    "shape": shape,
+    "mask respected": mask,
+    "padding changes nothing": padding,
+    "deterministic": deterministic,
+    "input not edited": input_kept,
+    "smallest group": smallest_group,
+    "equal rewards": equal_rewards,
+}
+"""The contract."""
+
+
+def _groups(estimator: AdvantageEstimator) -> TokenRewards:
+    return token_rewards(max(4, estimator.min_group_size))

@@ -1,0 +1,92 @@
+"""Contract of policy losses: per token, minimised, with a gradient that raises what has a positive advantage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+
+import torch
+from torch import Tensor
+
+from rlhf_lightning.protocols import PolicyLoss
+from rlhf_lightning.testing.report import Check, require_same, require_shape, violated
+from rlhf_lightning.testing.values import update_batch
+
+Make = Callable[[], PolicyLoss]
+
+
+def shape(make: Make) -> None:
+    """A finite (b, T) loss, and (b, T) diagnostics."""
+    batch = update_batch()
+    expected = tuple(batch.advantages.shape)
+    loss, diagnostics = make()(batch.old_logprobs + 0.1, batch)
+    require_shape("loss", loss, expected)
+    for name, value in diagnostics.items():
+        require_shape(f"diagnostic {name!r}", value, expected)
+
+
+def gradient_flows(make: Make) -> None:
+    """On-policy, every token with an advantage has a gradient."""
+    batch = update_batch()
+    gradient = _gradient(make())
+    dead = batch.packed.mask & (batch.advantages != 0) & (gradient == 0)
+    violated(dead.any(), f"no gradient on {int(dead.sum())} tokens that have an advantage")
+
+
+def gradient_sign(make: Make) -> None:
+    """On-policy, lowering the loss makes tokens of positive advantage likelier."""
+    batch = update_batch()
+    wrong = (_gradient(make()) * batch.advantages > 0) & batch.packed.mask
+    violated(wrong.any(), f"the gradient has the wrong sign on {int(wrong.sum())} tokens: losses are minimised")
+
+
+def mask(make: Make) -> None:
+    """The summed, weighted loss has no gradient off the mask."""
+    off = _gradient(make())[~update_batch().packed.mask]
+    violated(off.abs().sum() != 0, f"gradient off the mask: {off.tolist()}")
+
+
+def diagnostics_detached(make: Make) -> None:
+    """Diagnostics hold no graph."""
+    batch = update_batch()
+    _, diagnostics = make()(batch.old_logprobs.clone().requires_grad_(), batch)
+    attached = [name for name, value in diagnostics.items() if value.requires_grad]
+    violated(attached, f"diagnostics with a gradient: {', '.join(attached)}")
+
+
+def deterministic(make: Make) -> None:
+    """The same batch gives the same loss."""
+    batch = update_batch()
+    require_same(
+        "two calls differ", make()(batch.old_logprobs + 0.1, batch)[0], make()(batch.old_logprobs + 0.1, batch)[0]
+    )
+
+
+def input_kept(make: Make) -> None:
+    """The batch is not edited."""
+    batch = update_batch()
+    kept = deepcopy(batch)
+    make()(batch.old_logprobs + 0.1, batch)
+    require_same("the call edited old_logprobs", batch.old_logprobs, kept.old_logprobs)
+    require_same("the call edited advantages", batch.advantages, kept.advantages)
+
+
+CHECKS: Mapping[str, Check] = {
+    "shape": shape,
+    "gradient flows": gradient_flows,
+    "gradient's sign": gradient_sign,
+    "mask respected": mask,
+    "diagnostics are detached": diagnostics_detached,
+    "deterministic": deterministic,
+    "input not edited": input_kept,
+}
+"""The contract."""
+
+
+def _gradient(loss: PolicyLoss) -> Tensor:
+    batch = update_batch()
+    new = batch.old_logprobs.clone().requires_grad_()
+    per_token, _ = loss(new, batch)
+    violated(not per_token.requires_grad, "the loss has no gradient at all: were the log-probs detached?")
+    (gradient,) = torch.autograd.grad((per_token * batch.weights).sum(), new)
+    return gradient

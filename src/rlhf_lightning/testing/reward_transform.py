@@ -1,0 +1,75 @@
+"""Contract of reward transforms: as many rewards as before, in new objects, for every group size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+
+from rlhf_lightning.protocols import RewardTransform
+from rlhf_lightning.testing.report import Check, require_same, require_shape, violated
+from rlhf_lightning.testing.values import rewards
+from rlhf_lightning.types import Rewards
+
+Make = Callable[[], RewardTransform]
+
+
+def shape(make: Make) -> None:
+    """Finite rewards of the same shape, in a ``Rewards``."""
+    given = rewards(4)
+    changed = make()(given)
+    violated(not isinstance(changed, Rewards), f"returned a {type(changed).__name__}, not Rewards")
+    require_shape("rewards.values", changed.values, tuple(given.values.shape))
+
+
+def rest_kept(make: Make) -> None:
+    """Group size, lengths and endings stay as they are."""
+    given = rewards(4)
+    changed = make()(given)
+    violated(changed.group_size != given.group_size, f"group_size became {changed.group_size}")
+    require_same("lengths changed", changed.lengths, given.lengths)
+    require_same("finished changed", changed.finished, given.finished)
+
+
+def deterministic(make: Make) -> None:
+    """The same rewards give the same, in another instance too."""
+    require_same("two calls differ", make()(rewards(4)).values, make()(rewards(4)).values)
+
+
+def input_kept(make: Make) -> None:
+    """The rewards given are not edited."""
+    given = rewards(4)
+    kept = deepcopy(given)
+    make()(given)
+    require_same("the call edited rewards.values", given.values, kept.values)
+
+
+def group_of_one(make: Make) -> None:
+    """Finite for one sample a prompt, or refused by ``min_group_size``."""
+    transform = make()
+    size = getattr(transform, "min_group_size", 1)
+    given = rewards(size)
+    require_shape(f"rewards of groups of {size}", transform(given).values, tuple(given.values.shape))
+
+
+def equal_rewards(make: Make) -> None:
+    """Finite when all rewards are equal."""
+    given = rewards(4, equal=True)
+    require_shape("equal rewards", make()(given).values, tuple(given.values.shape))
+
+
+def named(make: Make) -> None:
+    """Has a name to log under."""
+    name = getattr(make(), "name", None)
+    violated(not isinstance(name, str) or not name, f"name is {name!r}, expected a text")
+
+
+CHECKS: Mapping[str, Check] = {
+    "shape": shape,
+    "the rest is kept": rest_kept,
+    "deterministic": deterministic,
+    "input not edited": input_kept,
+    "group of one": group_of_one,
+    "equal rewards": equal_rewards,
+    "named": named,
+}
+"""The contract."""

@@ -1,0 +1,98 @@
+"""Contract of samplers, on a tiny random Llama: shapes, log-probs, and draws that are a function of the seed alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache
+
+import torch
+
+from rlhf_lightning.protocols import Sampler
+from rlhf_lightning.testing.report import Check, require_same, require_shape, violated
+from rlhf_lightning.types import Problem, Prompt, Rollout, SamplingParams
+
+Make = Callable[[], Sampler]
+PARAMS = SamplingParams(max_new_tokens=6)
+SEEDS = torch.tensor([11, 12, 13, 14])
+
+
+def shape(make: Make) -> None:
+    """(B, T) tensors, right-padded with 0, one text a response."""
+    rollout = _draw(make())
+    count, width = len(SEEDS), rollout.tokens.shape[1]
+    violated(width > PARAMS.max_new_tokens, f"{width} tokens a response, max_new_tokens is {PARAMS.max_new_tokens}")
+    for name in ("tokens", "mask", "logprobs"):
+        require_shape(name, getattr(rollout, name), (count, width))
+    require_shape("finished", rollout.finished, (count,))
+    violated(len(rollout.texts) != count, f"{len(rollout.texts)} texts for {count} responses")
+    lengths = rollout.mask.sum(1)
+    require_same("mask is not right-padded", rollout.mask, torch.arange(width) < lengths[:, None])
+    violated((lengths == 0).any(), "a response has no token")
+    violated(rollout.tokens[~rollout.mask].any(), "tokens off the mask are not 0")
+
+
+def logprobs(make: Make) -> None:
+    """Log-probs are at most 0, and 0 off the mask."""
+    rollout = _draw(make())
+    violated((rollout.logprobs > 1e-6).any(), "a log-prob is above 0")
+    violated(rollout.logprobs[~rollout.mask].any(), "log-probs off the mask are not 0")
+
+
+def deterministic(make: Make) -> None:
+    """The same seeds give the same tokens."""
+    require_same("two calls with the same seeds differ", _draw(make()).tokens, _draw(make()).tokens)
+
+
+def batch_mates(make: Make) -> None:
+    """A sequence does not depend on those drawn beside it."""
+    together, alone = _draw(make()), _draw(make(), prompts=1)
+    count, width = alone.tokens.shape
+    mine = alone.mask
+    require_same("the draws change with the batch", alone.tokens[mine], together.tokens[:count, :width][mine])
+
+
+def version(make: Make) -> None:
+    """The rollout carries the version last synced."""
+    sampler = _bound(make())
+    sampler.sync(7)
+    found = sampler(_prompts(1), samples_per_prompt=1, seeds=SEEDS[:1], params=PARAMS).weights_version
+    violated(found != 7, f"weights_version is {found} after sync(7)")
+
+
+CHECKS: Mapping[str, Check] = {
+    "shape": shape,
+    "log-probs": logprobs,
+    "deterministic": deterministic,
+    "independent of batch mates": batch_mates,
+    "weights version": version,
+}
+"""The contract."""
+
+
+def _draw(sampler: Sampler, prompts: int = 2) -> Rollout:
+    sampler = _bound(sampler)
+    sampler.sync(0)
+    return sampler(_prompts(prompts), samples_per_prompt=2, seeds=SEEDS[: 2 * prompts], params=PARAMS)
+
+
+def _bound(sampler: Sampler) -> Sampler:
+    source, model = _tiny()
+    sampler.bind(model, source.tokenizer())
+    return sampler
+
+
+def _prompts(count: int) -> tuple[Prompt, ...]:
+    texts = ("1+2=", "17+4=")[:count]
+    tokenizer = _tiny()[0].tokenizer()
+    return tuple(
+        Prompt(Problem(f"check-{i}", text), "check", text, tuple(tokenizer(text)["input_ids"]), i)
+        for i, text in enumerate(texts)
+    )
+
+
+@cache
+def _tiny():  # type: ignore[no-untyped-def]
+    from rlhf_lightning.models.tiny import TinyLlama
+
+    source = TinyLlama(hidden=16, layers=1, heads=2)
+    return source, source.load()

@@ -1,0 +1,103 @@
+"""Small seeded inputs that the checks hand to plug-ins."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rlhf_lightning.types import (
+    PackedSequences,
+    Problem,
+    Prompt,
+    Rewards,
+    Rollout,
+    SamplingParams,
+    Scores,
+    TokenRewards,
+    UpdateBatch,
+)
+
+GROUPS, TOKENS = 3, 5
+
+
+def ragged_mask(sequences: int, tokens: int = TOKENS) -> Tensor:
+    """(B, T) mask of lengths 1, 2, …, T, again and again."""
+    lengths = torch.arange(sequences) % tokens + 1
+    return torch.arange(tokens) < lengths[:, None]
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    """Standard normal draws of a seed."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def token_rewards(group_size: int, *, equal: bool = False) -> TokenRewards:
+    """A reward on the last token of each sequence (all 1 when ``equal``), a small one elsewhere, and critic values."""
+    count = GROUPS * group_size
+    mask = ragged_mask(count)
+    rewards = torch.zeros(count, TOKENS) if equal else 0.1 * normal(count, TOKENS, seed=1) * mask
+    rewards[torch.arange(count), mask.sum(1) - 1] += 1.0 if equal else normal(count, seed=2)
+    return TokenRewards(rewards, mask, group_size, baseline=normal(count, TOKENS, seed=3) * mask)
+
+
+def rewards(group_size: int, *, equal: bool = False) -> Rewards:
+    """Response-level rewards; every fourth response was cut off."""
+    count = GROUPS * group_size
+    values = torch.ones(count) if equal else normal(count, seed=4)
+    return Rewards(values, group_size, ragged_mask(count).sum(1), torch.arange(count) % 4 != 0)
+
+
+def update_batch(sequences: int = 4) -> UpdateBatch:
+    """One micro-batch with advantages of both signs."""
+    mask = ragged_mask(sequences)
+    old = -normal(sequences, TOKENS, seed=5).abs() * mask
+    sign = torch.tensor([1.0, -1.0]).repeat(sequences)[:sequences, None]
+    advantages = (0.1 + normal(sequences, 1, seed=6).abs()) * sign * mask
+    weights = mask / mask.sum()
+    return UpdateBatch(
+        packed_of(mask), old, old.clone(), advantages, weights, temperature=1.0, update=0, micro_batches=1
+    )
+
+
+def packed_of(mask: Tensor) -> PackedSequences:
+    """One prompt of two tokens a sequence, then its response."""
+    lengths = mask.sum(1)
+    size = int((lengths + 1).sum())
+    total = int(lengths.sum())
+    return PackedSequences(
+        input_ids=torch.ones(size, dtype=torch.long),
+        position_ids=torch.cat([torch.arange(n + 1) for n in lengths.tolist()]),
+        prompt_lengths=torch.full((len(mask),), 2),
+        response_lengths=lengths - 1,
+        group_of=torch.arange(len(mask)),
+        predict_index=torch.arange(total),
+        targets=torch.ones(total, dtype=torch.long),
+        mask=mask,
+    )
+
+
+def prompt(text: str = "1+1", index: int = 0) -> Prompt:
+    """A prompt whose tokens are its characters' codes."""
+    return Prompt(Problem(f"check-{index}", text, "2"), "check", text, tuple(ord(c) for c in text), index)
+
+
+def rollout(group_size: int = 2) -> Rollout:
+    """A finished rollout of digits."""
+    count = GROUPS * group_size
+    mask = ragged_mask(count)
+    texts = tuple("2" * int(n) for n in mask.sum(1))
+    return Rollout(
+        prompts=tuple(prompt(index=i) for i in range(GROUPS)),
+        tokens=mask.long() * 50,
+        mask=mask,
+        logprobs=-normal(count, TOKENS, seed=7).abs() * mask,
+        finished=torch.arange(count) % 4 != 0,
+        texts=texts,
+        params=SamplingParams(max_new_tokens=TOKENS),
+    )
+
+
+def scores(of: Rollout) -> Scores:
+    """Random scores of a rollout."""
+    values = normal(len(of.texts), seed=8)
+    return Scores(values, {"check": values}, torch.zeros(len(of.texts), dtype=torch.bool))

@@ -1,0 +1,1 @@
+"""Slow references: plain loops over plain numbers, written from the papers' formulas alone."""

@@ -1,0 +1,148 @@
+"""The house: imports go one way, files and functions stay small, functional/ needs torch alone, no name dispatch."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "src" / "rlhf_lightning"
+
+FLOORS = [
+    {"_version", "errors", "types", "events", "devices", "functional"},
+    {"protocols", "registry"},
+    {"samplers", "scorers", "transforms", "advantages", "losses", "kl", "models", "tasks", "data", "metrics"},
+    {"statistics", "pipeline"},
+    {"modules"},
+    {"callbacks", "runs"},
+    {"plugins", "testing", "configfiles", "cli"},
+]
+FLOOR_OF = {name: level for level, names in enumerate(FLOORS) for name in names}
+
+LONG_FILES: dict[str, str] = {
+    "modules/_policy.py": "one class: everything Lightning calls during an on-policy run, in the order it is called",
+}
+LONG_FUNCTIONS: dict[str, str] = {
+    "modules/_policy.py __init__": "every setting of an on-policy run is an argument here and nowhere else",
+}
+
+
+def sources() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def trees() -> Iterator[tuple[str, ast.Module]]:
+    for path in sources():
+        yield path.relative_to(PACKAGE).as_posix(), ast.parse(path.read_text(encoding="utf-8"))
+
+
+def room(dotted: str) -> str:
+    return dotted.split(".")[1] if dotted.count(".") else ""
+
+
+def imports(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def type_checking_lines(tree: ast.Module) -> set[int]:
+    blocks = [n for n in ast.walk(tree) if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.unparse(n.test)]
+    return {line for block in blocks for line in range(block.lineno, (block.end_lineno or 0) + 1)}
+
+
+def functions(tree: ast.Module) -> Iterator[tuple[str, int, bool]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            doc = ast.get_docstring(node) is not None
+            body = node.body[1:] if doc else node.body
+            yield node.name, (node.end_lineno or 0) - body[0].lineno + 1 if body else 0, doc
+
+
+def test_every_room_has_a_floor():
+    rooms = {name.split("/")[0].removesuffix(".py") for name, _ in trees()} - {"__init__"}
+    assert rooms <= set(FLOOR_OF), f"give these a floor: {sorted(rooms - set(FLOOR_OF))}"
+
+
+def test_imports_go_one_way():
+    upward = []
+    for name, tree in trees():
+        here = name.split("/")[0].removesuffix(".py")
+        hidden = type_checking_lines(tree)
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Import | ast.ImportFrom) or node.lineno in hidden:
+                continue
+            for target in imports(ast.Module([node], [])):
+                if target.startswith("rlhf_lightning.") and here != "__init__":
+                    there = room(target)
+                    if FLOOR_OF.get(there, 0) > FLOOR_OF[here]:
+                        upward.append(f"{name}:{node.lineno} imports {target}")
+    assert not upward, upward
+
+
+def test_functional_imports_torch_and_the_standard_library_only():
+    allowed = sys.stdlib_module_names | {"torch"}
+    foreign = [
+        f"{name} imports {target}"
+        for name, tree in trees()
+        if name.startswith("functional/")
+        for target in imports(tree)
+        if target.split(".")[0] not in allowed
+        and not target.startswith(("rlhf_lightning.functional", "rlhf_lightning.types"))
+    ]
+    assert not foreign, foreign
+
+
+def test_files_are_small():
+    lengths = {path.relative_to(PACKAGE).as_posix(): len(path.read_text().splitlines()) for path in sources()}
+    long = {name: n for name, n in lengths.items() if n > 300 and name not in LONG_FILES}
+    assert not long, long
+    assert {name for name in LONG_FILES if lengths.get(name, 0) <= 300} == set(), "no longer needed"
+
+
+def test_functions_are_small():
+    found = [(f"{name} {function}", n) for name, tree in trees() for function, n, _ in functions(tree)]
+    long = {place: n for place, n in found if n > 50 and place not in LONG_FUNCTIONS}
+    assert not long, long
+    assert median(n for _, n in found) <= 13
+
+
+def test_public_functions_are_documented():
+    bare = [
+        f"{name} {function}"
+        for name, tree in trees()
+        for function, _, documented in functions(tree)
+        if not documented and not function.startswith("_") and not _is_nested_or_overload(tree, function)
+    ]
+    assert not bare, bare
+
+
+def _is_nested_or_overload(tree: ast.Module, function: str) -> bool:
+    owners = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    nested = {c.name for o in owners for c in ast.walk(o) if isinstance(c, ast.FunctionDef) and c is not o}
+    overloads = {o.name for o in owners if any("overload" in ast.unparse(d) for d in o.decorator_list)}
+    autograd = {"forward", "backward"}
+    return function in nested | overloads | autograd
+
+
+def test_nothing_dispatches_on_a_name():
+    found = []
+    for name, tree in trees():
+        if name.startswith(("registry", "cli/")):
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.If) and isinstance(node.test, ast.Compare):
+                left = ast.unparse(node.test.left)
+                comparator = node.test.comparators[0]
+                if left.split(".")[-1] == "name" and isinstance(comparator, ast.Constant):
+                    found.append(f"{name}:{node.lineno} {ast.unparse(node.test)}")
+    assert not found, found
+
+
+@pytest.mark.parametrize("word", ["trust_remote_code=True", "weights_only=False", "pickle.load", "shell=True"])
+def test_unsafe_words_do_not_appear(word):
+    assert [p.name for p in sources() if word in p.read_text()] == []
