@@ -12,9 +12,11 @@ import torch
 
 from rlhf_lightning.cli import main
 from rlhf_lightning.models.sources import EMBEDDED
-from rlhf_lightning.models.tiny import TinyLlama, character_tokenizer
+from rlhf_lightning.models.tiny import TinyLlama
+from rlhf_lightning.runs import load_run
 
 CONFIG = "tiny/sft.yaml"
+PREFIX = "policy."
 
 
 def build(target: Path) -> None:
@@ -23,17 +25,16 @@ def build(target: Path) -> None:
         status = main(["fit", "--config", CONFIG, "--run.root", root, "--run.name", "sft"])
         if status:
             raise SystemExit(status)
-        checkpoint = torch.load(Path(root) / "sft" / "checkpoints" / "last.ckpt", weights_only=True)
-    source = TinyLlama(**checkpoint["rlhf"]["architecture"])
+        run = Path(root) / "sft"
+        source = TinyLlama(**load_run(run).config["model"]["init_args"]["policy"]["init_args"])
+        trained = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     model = source.load()
-    prefix = "policy."
-    weights = {n.removeprefix(prefix): t for n, t in checkpoint["state_dict"].items() if n.startswith(prefix)}
-    model.load_state_dict(weights)
+    model.load_state_dict({n.removeprefix(PREFIX): w for n, w in trained.items() if n.startswith(PREFIX)})
     shutil.rmtree(target, ignore_errors=True)
     model.half().save_pretrained(target)
-    character_tokenizer(source.context_length).save_pretrained(target)
+    source.tokenizer().save_pretrained(target)
     size = sum(file.stat().st_size for file in target.iterdir())
-    print(json.dumps({"folder": str(target.name), "bytes": size, "parameters": model.num_parameters()}))
+    print(json.dumps({"folder": target.name, "bytes": size, "parameters": model.num_parameters()}))
 
 
 if __name__ == "__main__":

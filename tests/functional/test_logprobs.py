@@ -176,6 +176,8 @@ def test_narrow_inputs(dtype: torch.dtype, tolerance: float, chunk_size: int, fr
 def test_bfloat16_logits_are_widened_before_the_softmax():
     logits, tokens = torch.full((1, 1000), 3.0, dtype=torch.bfloat16), torch.tensor([5])
     assert token_logprobs(logits, tokens).item() == pytest.approx(-math.log(1000), rel=1e-6)
+    result = chunked_token_logprobs(logits[:, :1], torch.ones_like(logits.t()), tokens, chunk_size=1)
+    assert result.item() == pytest.approx(-math.log(1000), rel=1e-6)
 
 
 def test_autocast_computes_the_head_in_its_dtype():
@@ -245,7 +247,7 @@ def test_what_backward_keeps():
 
 @pytest.mark.parametrize(("requires", "forward", "backward"), [("", 4, 0), ("hidden", 8, 0), ("hidden weight", 4, 12)])
 def test_how_often_the_head_is_multiplied(requires: str, forward: int, backward: int):
-    """Four chunks: nothing is recomputed for a frozen head, and nothing but the logits is computed without gradients."""
+    """Four chunks: a frozen head is not recomputed, and without gradients there are only the logits."""
     hidden, weight, _, tokens = inputs()
     hidden.requires_grad_("hidden" in requires)
     weight.requires_grad_("weight" in requires)

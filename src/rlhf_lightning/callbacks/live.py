@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.live import Live
@@ -19,8 +20,8 @@ class LiveDisplay:
     """
 
     def __init__(self, picture: RenderableType, console: Console) -> None:
-        self._live = Live(picture, console=console, refresh_per_second=8)
-        self._moved: list[logging.StreamHandler] = []
+        self._live = Live(picture, console=console, refresh_per_second=8, redirect_stderr=sys.stderr.isatty())
+        self._moved: list[logging.StreamHandler[Any]] = []
 
     def start(self) -> None:
         """Starts to draw. Log handlers that write to the terminal go through the display from now on."""
@@ -34,15 +35,14 @@ class LiveDisplay:
     def stop(self) -> None:
         """Draws the last picture, and gives terminal and log handlers back."""
         streams = {sys.stdout: "stdout", sys.stderr: "stderr"}
-        named = [(handler, streams.get(handler.stream)) for handler in self._moved]
+        moved = [(handler, streams[handler.stream]) for handler in self._moved if handler.stream in streams]
         self._live.stop()
-        for handler, name in named:
-            if name is not None:
-                handler.setStream(getattr(sys, name))
+        for handler, stream in moved:
+            handler.setStream(getattr(sys, stream))
         self._moved = []
 
 
-def stream_handlers() -> Iterator[logging.StreamHandler]:
+def stream_handlers() -> Iterator[logging.StreamHandler[Any]]:
     """Every handler of every logger that writes to a stream (files are no streams here), each once."""
     loggers = [logging.root, *logging.root.manager.loggerDict.values()]
     found = {id(handler): handler for logger in loggers for handler in getattr(logger, "handlers", [])}

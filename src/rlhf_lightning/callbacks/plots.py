@@ -94,7 +94,7 @@ def draw_metric(points: pd.DataFrame, key: KeyMetric, run_name: str) -> Figure:
     axes.set_xlabel("rollout")
     axes.set_ylabel(key.axis_label)
     axes.set_title(f"{key.title}\n", fontsize=12, loc="left", fontweight="bold")
-    axes.set_title(f"run {run_name}\n", fontsize=9, loc="right", color="0.4")
+    axes.text(1.0, -0.11, f"run {run_name}", transform=axes.transAxes, ha="right", va="top", fontsize=8, color="0.4")
     axes.grid(alpha=0.25)
     axes.spines["right"].set_visible(False)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

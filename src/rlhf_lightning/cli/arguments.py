@@ -201,17 +201,22 @@ def _arguments_of(cls: type | None) -> Iterable[str]:
 
 def _argument(holder: Any, name: str) -> Any:
     holder = holder[-1] if isinstance(holder, list) and holder else holder
-    if not isinstance(holder, dict):
-        return None
-    return holder.get("init_args", {}).get(name, holder.get(name))
+    return _arguments(holder).get(name) if isinstance(holder, dict) else None
 
 
 def _set(values: dict[str, Any], key: Key, value: Any) -> None:
-    holder = values.get(key[0])
+    """Notes a value at a key, so that later options are checked against it."""
+    holder = values[key[0]]
     for name in key[1:-1]:
-        holder = _argument(holder, name)
-    if isinstance(holder, dict) and "class_path" in holder:
-        holder.setdefault("init_args", {})[key[-1]] = value
+        holder = holder[-1] if isinstance(holder, list) else holder
+        holder = _arguments(holder).setdefault(name, {})
+    _arguments(holder[-1] if isinstance(holder, list) else holder)[key[-1]] = value
+
+
+def _arguments(holder: dict[str, Any]) -> dict[str, Any]:
+    """Where a class's arguments stand: under init_args, or in the mapping itself when the class goes without saying."""
+    arguments: dict[str, Any] = holder.setdefault("init_args", {}) if "class_path" in holder else holder
+    return arguments
 
 
 def _check_top(where: str, key: str, keys: list[str], prefix: str = "") -> None:

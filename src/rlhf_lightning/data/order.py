@@ -1,4 +1,4 @@
-"""The order in which a data set is gone through: a function of (seed, position) alone, so a resumed run needs no state."""
+"""The order in which a data set is gone through, a function of (seed, position) alone: nothing to save and restore."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from rlhf_lightning.data.seeding import derive_seed
 class PromptOrder:
     """An endless sequence of indices: each epoch is a fresh permutation of the whole set.
 
-    Position ``i`` lies in epoch ``i // size``; its index is that epoch's permutation at ``i % size``, and the permutation
-    is a function of (seed, epoch).
+    Position ``i`` lies in epoch ``i // size``; its index is that epoch's permutation at ``i % size``, and the
+    permutation is a function of (seed, epoch).
 
     Args:
         size: Number of items.

@@ -71,6 +71,11 @@ def read_rows(path: str) -> list[Row]:
     return rows
 
 
+def question_key(question: str) -> str:
+    """The question whatever its white space: two problems with one key are the same."""
+    return " ".join(question.split())
+
+
 def _jsonl(path: str, file: Path) -> Iterator[Row]:
     for number, line in enumerate(file.read_bytes().split(b"\n"), start=1):
         if line.strip():

@@ -9,8 +9,8 @@ def derive_seed(*parts: int | str) -> int:
     """A 31-bit seed from any mix of numbers and texts: the same on every machine, in every process.
 
     Args:
-        parts: What the seed is for, as ``("held-out", 7)``. Order and types count: ``(1, 2)``, ``(12,)`` and ``("1", 2)``
-            give unrelated seeds.
+        parts: What the seed is for, as ``("held-out", 7)``. Order and types count: ``(1, 2)``, ``(12,)`` and
+            ``("1", 2)`` give unrelated seeds.
 
     Returns:
         An integer in [0, 2³¹), which every generator in use accepts.

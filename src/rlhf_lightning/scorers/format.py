@@ -18,18 +18,18 @@ class FormatScorer(Scorer):
 
     Args:
         pattern: The expression; ``.`` matches line feeds too.
-        name: Under which the scores are logged.
+        label: Name under which the scores are logged.
 
     Raises:
         ConfigError: If ``pattern`` is no regular expression.
     """
 
-    def __init__(self, pattern: str, name: str = "format") -> None:
-        self.name = name
+    def __init__(self, pattern: str, label: str = "format") -> None:
+        self.name = label
         try:
             self.pattern = re.compile(pattern, re.DOTALL)
         except re.error as error:
-            raise ConfigError(f"scorer {name}: pattern {pattern!r} is no regular expression: {error}") from error
+            raise ConfigError(f"scorer {label}: pattern {pattern!r} is no regular expression: {error}") from error
 
     def __call__(self, rollout: Rollout) -> Scores:
         """(B,) zeros and ones."""

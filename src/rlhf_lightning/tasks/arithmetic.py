@@ -157,7 +157,8 @@ class ChainedArithmetic(Task):
     @cached_property
     def _split(self) -> tuple[list[Operands], list[Operands]]:
         """Held-out and training sums."""
-        source, held_out = self._distinct(), {}
+        source = self._distinct()
+        held_out: dict[Operands, Operands] = {}
         for operands in source:
             held_out.setdefault(tuple(sorted(operands)), operands)
             if len(held_out) == self.held_out:

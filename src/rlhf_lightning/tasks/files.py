@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from rlhf_lightning.data.rows import Row, read_rows
+from rlhf_lightning.data.rows import Row, question_key, read_rows
 from rlhf_lightning.data.seeding import derive_seed
 from rlhf_lightning.errors import ConfigError, DataError
 from rlhf_lightning.protocols import Task
-from rlhf_lightning.registry import nearest, register
+from rlhf_lightning.registry import register
+from rlhf_lightning.tasks._choices import check_choice
 from rlhf_lightning.tasks.verifiers import compile_pattern, extract, find_verifier
 from rlhf_lightning.types import Demonstration, Problem
 
@@ -82,7 +83,7 @@ class FileTask(Task):
         prompt_format: The prompt, with ``{question}`` where the question goes.
         answer_pattern: Regular expression with one group, the answer; its last match in the response counts, and no
             match scores 0. When not given: the text after the last ``Answer:``, or else the whole response.
-        name: Name of the task; the class's when not given.
+        label: Name of the task; the class's when not given.
         seed: Of the share held out.
 
     Raises:
@@ -105,10 +106,10 @@ class FileTask(Task):
         verifier: str = "math",
         prompt_format: str = "{question}",
         answer_pattern: str | None = None,
-        name: str | None = None,
+        label: str | None = None,
         seed: int = 0,
     ) -> None:
-        self.name = name or type(self).name
+        self.name = label or type(self).name
         self.path, self.held_out_path = path, held_out_path
         self.held_out_fraction, self.seed = held_out_fraction, seed
         self.fields = self._fields(preset, question_field, answer_field, response_field)
@@ -121,10 +122,7 @@ class FileTask(Task):
             raise ConfigError(f"task {self.name}: held_out_fraction must be in (0, 1), got {held_out_fraction}")
 
     def _fields(self, preset: str, question: str | None, answer: str | None, response: str | None) -> Preset:
-        if preset not in PRESETS:
-            near = nearest(preset, PRESETS)
-            hint = f" Did you mean {near!r}?" if near else ""
-            raise ConfigError(f"task {self.name}: no preset {preset!r}.{hint} Known: {', '.join(sorted(PRESETS))}")
+        check_choice(preset, PRESETS, f"task {self.name}: preset")
         known = PRESETS[preset]
         return Preset(
             question=question or known.question,
@@ -172,12 +170,12 @@ class FileTask(Task):
         """Held-out and training entries, and how many training rows were dropped."""
         rows = [(self._problem(row, ""), row) for row in read_rows(self.path)]
         if self.held_out_path is None:
-            chosen = self._share({_key(problem) for problem, _ in rows})
-            held_out = _first_of_each([entry for entry in rows if _key(entry[0]) in chosen])
+            chosen = self._share({question_key(problem.question) for problem, _ in rows})
+            held_out = _first_of_each([entry for entry in rows if question_key(entry[0].question) in chosen])
         else:
             held_out = _first_of_each([(self._problem(row, "held-out/"), row) for row in read_rows(self.held_out_path)])
-        keys = {_key(problem) for problem, _ in held_out}
-        train = [entry for entry in rows if _key(entry[0]) not in keys]
+        keys = {question_key(problem.question) for problem, _ in held_out}
+        train = [entry for entry in rows if question_key(entry[0].question) not in keys]
         self._refuse_empty(train, held_out)
         return held_out, train, len(rows) - len(train) if self.held_out_path else 0
 
@@ -187,7 +185,9 @@ class FileTask(Task):
 
     def _refuse_empty(self, train: list[_Entry], held_out: list[_Entry]) -> None:
         if not train:
-            where = f" of {self.held_out_path}" if self.held_out_path else f" (held_out_fraction {self.held_out_fraction})"
+            where = (
+                f" of {self.held_out_path}" if self.held_out_path else f" (held_out_fraction {self.held_out_fraction})"
+            )
             raise DataError(f"{self.path}: no training problem is left beside the {len(held_out)} held-out ones{where}")
 
     def _problem(self, row: Row, prefix: str) -> Problem:
@@ -219,10 +219,5 @@ class ParquetTask(FileTask):
 _Entry = tuple[Problem, Row]
 
 
-def _key(problem: Problem) -> str:
-    """The question without its white space's form, by which two problems are the same."""
-    return " ".join(problem.question.split())
-
-
 def _first_of_each(entries: list[_Entry]) -> list[_Entry]:
-    return list({_key(problem): (problem, row) for problem, row in reversed(entries)}.values())[::-1]
+    return list({question_key(problem.question): (problem, row) for problem, row in reversed(entries)}.values())[::-1]

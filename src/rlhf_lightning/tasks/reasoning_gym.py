@@ -10,7 +10,8 @@ from typing import Any
 from rlhf_lightning.data.seeding import derive_seed
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.protocols import Task
-from rlhf_lightning.registry import nearest, register
+from rlhf_lightning.registry import register
+from rlhf_lightning.tasks._choices import check_choice
 from rlhf_lightning.tasks.verifiers import compile_pattern, extract, optional_package
 from rlhf_lightning.types import Problem
 
@@ -138,7 +139,11 @@ class _Train(Sequence[Problem]):
 
     def __getitem__(self, index):  # type: ignore[no-untyped-def]  # Sequence's overloads
         wanted = range(len(self))[index]
-        return [self._task.train_problem(i) for i in wanted] if isinstance(index, slice) else self._task.train_problem(wanted)
+        return (
+            [self._task.train_problem(i) for i in wanted]
+            if isinstance(index, slice)
+            else self._task.train_problem(wanted)
+        )
 
     def __iter__(self) -> Iterator[Problem]:
         return (self._task.train_problem(i) for i in range(len(self)))
@@ -148,13 +153,13 @@ def _dataset(family: str, params: dict[str, Any], seed: int, task: str) -> Any:
     optional_package("reasoning_gym")
     from reasoning_gym import factory
 
-    _refuse_unknown("family", family, list(factory.DATASETS), "reasoning_gym")
+    check_choice(family, factory.DATASETS, "task reasoning_gym: family")
     config = factory.DATASETS[family][1]
     known = [field.name for field in dataclasses.fields(config) if field.name not in _OURS]
     for key in params:
         if key in _OURS:
             raise ConfigError(f"task {task}: params.{key} is set by the task's own seed, train_size and held_out")
-        _refuse_unknown("params", key, known, task)
+        check_choice(key, known, f"task {task}: params")
     try:
         return factory.create_dataset(family, **params, seed=seed, size=_VIRTUAL_SIZE)
     except (AssertionError, ValueError, TypeError) as error:
@@ -162,10 +167,3 @@ def _dataset(family: str, params: dict[str, Any], seed: int, task: str) -> Any:
 
 
 _VIRTUAL_SIZE = 2**31 - 1
-
-
-def _refuse_unknown(key: str, value: str, known: list[str], task: str) -> None:
-    if value not in known:
-        near = nearest(value, known)
-        hint = f" Did you mean {near!r}?" if near else ""
-        raise ConfigError(f"task {task}: {key}: there is no {value!r}.{hint} Known: {', '.join(sorted(known))}")

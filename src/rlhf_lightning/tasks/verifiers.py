@@ -12,11 +12,13 @@ from importlib import import_module
 from types import ModuleType
 
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.registry import nearest
+from rlhf_lightning.tasks._choices import check_choice
 
 Verifier = Callable[[str, str], float]
 
-_NUMBER = re.compile(r"(?:(?<![\w.)])-)?(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)(?:/[0-9]+)?")
+_NUMBER = re.compile(
+    r"(?:(?<![\w.)])-)?(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)(?:/[0-9]+)?"
+)
 DEFAULT_ANSWER_PATTERN = r"(?s)^(?:.*Answer:)?\s*(.*?)\s*$"
 """Text after the last ``Answer:``, or else the whole response; stripped."""
 
@@ -66,10 +68,7 @@ def find_verifier(name: str) -> Verifier:
     Raises:
         ConfigError: If there is none; names the nearest.
     """
-    if name not in VERIFIERS:
-        near = nearest(name, VERIFIERS)
-        hint = f" Did you mean {near!r}?" if near else ""
-        raise ConfigError(f"verifier: no verifier is called {name!r}.{hint} Known: {', '.join(sorted(VERIFIERS))}")
+    check_choice(name, VERIFIERS, "verifier")
     return VERIFIERS[name]
 
 

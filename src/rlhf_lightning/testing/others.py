@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 
 import torch
@@ -12,6 +12,7 @@ import torch
 from rlhf_lightning.protocols import KLController, Metric, ModelSource, Scorer, Task
 from rlhf_lightning.testing.report import Check, require_same, require_shape, violated
 from rlhf_lightning.testing.values import rollout, scores
+from rlhf_lightning.types import Problem
 
 FEW = 5
 """Problems of a task that the checks look at one by one."""
@@ -45,7 +46,7 @@ def controller_resumes(make: Callable[[], KLController]) -> None:
 def scorer_shape(make: Callable[[], Scorer]) -> None:
     """(B,) finite float32 values, parts of the same shape, and which failed."""
     given = rollout()
-    found = make()(given)
+    found = _bound(make)(given)
     count = len(given.texts)
     require_shape("scores.values", found.values, (count,))
     violated(found.values.dtype != torch.float32, f"scores.values are {found.values.dtype}, expected float32")
@@ -56,13 +57,13 @@ def scorer_shape(make: Callable[[], Scorer]) -> None:
 
 def scorer_deterministic(make: Callable[[], Scorer]) -> None:
     """The same rollout has the same scores."""
-    require_same("two calls differ", make()(rollout()).values, make()(rollout()).values)
+    require_same("two calls differ", _bound(make)(rollout()).values, _bound(make)(rollout()).values)
 
 
 def scorer_input_kept(make: Callable[[], Scorer]) -> None:
     """The rollout is not edited."""
     given, kept = rollout(), rollout()
-    make()(given)
+    _bound(make)(given)
     require_same("the call edited tokens", given.tokens, kept.tokens)
     require_same("the call edited logprobs", given.logprobs, kept.logprobs)
 
@@ -154,3 +155,24 @@ CHECKS: Mapping[str, Mapping[str, Check]] = {
     },
 }
 """The contracts."""
+
+
+class _TwoTask(Task):
+    """Every answer is 2: the task of the rollout that scorers are checked on."""
+
+    name = "check"
+
+    def train_problems(self) -> Sequence[Problem]:
+        return ()
+
+    def held_out_problems(self) -> Sequence[Problem]:
+        return ()
+
+    def verify(self, problem: Problem, response: str) -> float:
+        return float(response == problem.answer)
+
+
+def _bound(make: Callable[[], Scorer]) -> Scorer:
+    scorer = make()
+    scorer.bind({"check": _TwoTask()})
+    return scorer

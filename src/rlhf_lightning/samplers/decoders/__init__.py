@@ -6,14 +6,16 @@ from typing import TYPE_CHECKING
 
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.registry import plugins, resolve
+from rlhf_lightning.samplers.decoders._merge import mergeable
 from rlhf_lightning.samplers.decoders.hf import HFDecoder
+from rlhf_lightning.samplers.decoders.llama import LlamaDecoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from rlhf_lightning.protocols import Decoder
 
-__all__ = ["HFDecoder", "choose_decoder"]
+__all__ = ["HFDecoder", "LlamaDecoder", "choose_decoder"]
 
 AUTO = "auto"
 
@@ -33,11 +35,15 @@ def choose_decoder(name: str, model: PreTrainedModel) -> Decoder:
     if name == AUTO:
         own = model.config.model_type
         candidates = [resolve("decoder", own)] if own in plugins("decoder") else []
-        chosen = next((cls for cls in candidates if cls.supports(model.config)), HFDecoder)
+        chosen = next((cls for cls in candidates if _fits(cls, model)), HFDecoder)
         return chosen()
     cls = resolve("decoder", name)
-    if not cls.supports(model.config):
+    if not _fits(cls, model):
         raise ConfigError(
             f"decoder {name!r} does not support this {model.config.model_type} model; use 'hf', which supports all"
         )
     return cls()
+
+
+def _fits(cls: type[Decoder], model: PreTrainedModel) -> bool:
+    return cls is HFDecoder or (cls.supports(model.config) and mergeable(model))

@@ -1,0 +1,43 @@
+"""The weight a layer really applies, low-rank adapters included, without touching the layer."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+def mergeable(model: nn.Module) -> bool:
+    """Whether every adapted layer is plain LoRA, whose effect is an addition to the weight.
+
+    False for DoRA and other variants, for adapters that are not LoRA, and for layers replaced as a whole.
+    """
+    return all(_is_plain_lora(module) for module in model.modules() if _is_adapted(module))
+
+
+def effective_weight(module: nn.Module) -> Tensor:
+    """``W + Σ scale·B·A`` over the active adapters (Hu et al. 2021, Eq. 3), or ``W`` where there are none.
+
+    Args:
+        module: A linear or embedding layer, or peft's wrapper of one.
+    """
+    weight = base_layer(module).weight
+    assert isinstance(weight, Tensor)
+    if not _is_adapted(module) or module.disable_adapters or module.merged:
+        return weight
+    for adapter in module.active_adapters:  # type: ignore[union-attr]
+        if adapter in module.lora_A or adapter in module.lora_embedding_A:  # type: ignore[operator]
+            weight = weight + module.get_delta_weight(adapter).to(weight.dtype)  # type: ignore[operator]
+    return weight
+
+
+def base_layer(module: nn.Module) -> nn.Module:
+    """The layer under peft's wrapper, or the layer itself."""
+    return module.get_base_layer() if _is_adapted(module) else module  # type: ignore[operator,no-any-return]
+
+
+def _is_adapted(module: nn.Module) -> bool:
+    return hasattr(module, "base_layer") or hasattr(module, "modules_to_save")
+
+
+def _is_plain_lora(module: nn.Module) -> bool:
+    variants = getattr(module, "lora_variant", None)
+    return hasattr(module, "lora_A") and hasattr(module, "get_delta_weight") and not variants

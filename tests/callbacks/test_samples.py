@@ -1,0 +1,55 @@
+import json
+import math
+
+import pytest
+import torch
+
+from rlhf_lightning.callbacks import SampleLog
+from rlhf_lightning.callbacks.samples import as_line, rewind_samples, spread
+from rlhf_lightning.errors import ConfigError, RunFolderError
+from rlhf_lightning.runs import read_jsonl
+
+from .fake_rollouts import FakeRollouts, fit
+
+
+def test_spread_takes_even_distances_from_the_first():
+    assert list(spread(range(16), 4)) == [0, 4, 8, 12]
+    assert list(spread(range(10), 4)) == [0, 2, 5, 7]
+    assert list(spread(range(3), 4)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("per_rollout", "names"), [(2, ["r0.0", "r0.8"]), ("all", [f"r0.{i}" for i in range(16)])])
+def test_a_fit_writes_so_many_lines_a_rollout(run_dir, per_rollout, names):
+    fit(run_dir, FakeRollouts(), 2, callbacks=[SampleLog(per_rollout=per_rollout)], enable_progress_bar=False)
+    lines = read_jsonl(run_dir / "samples.jsonl")
+    assert [line["response"] for line in lines if line["rollout"] == 0] == names
+    assert len(lines) == 2 * len(names)
+
+
+def test_what_json_does_not_know_is_written_so_that_any_reader_takes_it():
+    line = as_line({"reward": math.nan, "scores": {"v": -math.inf}, "t": torch.tensor([1, 2]), "text": "a\nb\ud800中"})
+    written = line.encode("utf-8", errors="backslashreplace").decode()
+    assert written.count("\n") == 1 and "中" in written
+    assert json.loads(written) == {"reward": None, "scores": {"v": None}, "t": [1, 2], "text": "a\nb\ud800中"}
+
+
+def test_rewind_drops_later_rollouts_and_a_torn_line(tmp_path):
+    path = tmp_path / "samples.jsonl"
+    path.write_text('{"rollout": 0, "r": "中"}\n{"rollout": 1}\n{"rollout": 2}\n{"rollout": 1, "resp')
+    with pytest.warns(UserWarning, match="left out the last line"):
+        rewind_samples(path, 1)
+    assert path.read_text() == '{"rollout": 0, "r": "中"}\n'
+    rewind_samples(tmp_path / "absent.jsonl", 1)
+    assert not (tmp_path / "absent.jsonl").exists()
+
+
+def test_rewind_refuses_a_broken_line(tmp_path):
+    path = tmp_path / "samples.jsonl"
+    path.write_text('{"rollout": 0}\nnonsense\n')
+    with pytest.raises(RunFolderError, match="line 2: not JSON"):
+        rewind_samples(path, 1)
+
+
+def test_per_rollout_must_be_positive():
+    with pytest.raises(ConfigError, match="per_rollout must be at least 1"):
+        SampleLog(per_rollout=0)

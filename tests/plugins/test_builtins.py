@@ -1,0 +1,48 @@
+"""Built-ins: each registers by itself, and keeps its kind's contract."""
+
+from __future__ import annotations
+
+import pytest
+
+from rlhf_lightning.plugins import BUILTIN_PACKAGES, load_builtins
+from rlhf_lightning.registry import KINDS, plugins, resolve
+from rlhf_lightning.testing import check_plugin
+
+PURE_KINDS = ("advantage", "reward_transform", "policy_loss", "kl_controller")
+
+load_builtins()
+
+
+def test_every_file_of_the_built_in_packages_is_imported():
+    loaded = load_builtins()
+    assert {"rlhf_lightning.advantages.group", "rlhf_lightning.samplers.in_process"} <= set(loaded)
+    assert {name.split(".")[1] for name in loaded} == set(BUILTIN_PACKAGES)
+    assert not any(part.startswith("_") for name in loaded for part in name.split("."))
+
+
+def test_the_names_of_the_design_are_there():
+    assert {"group", "group_center", "rloo", "reinforce"} <= set(plugins("advantage"))
+    wanted = {"clip", "group_normalize", "asymmetric_shrink", "whiten", "length_penalty", "missing_eos_penalty"}
+    assert wanted <= set(plugins("reward_transform"))
+    assert {"fixed", "adaptive"} <= set(plugins("kl_controller"))
+    assert {"in_process", "scripted"} <= set(plugins("sampler"))
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in KINDS for name in plugins(kind)])
+def test_built_ins_inherit_from_their_kind_and_say_what_they_do(kind, name):
+    info = plugins(kind)[name]
+    assert issubclass(resolve(kind, name), KINDS[kind])
+    assert info.origin == "built-in"
+    assert len(info.doc) > 10
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in PURE_KINDS for name in plugins(kind)])
+def test_built_ins_keep_their_contract(kind, name):
+    report = check_plugin(resolve(kind, name))
+    assert [r for r in report.results if not r.passed] == []
+    assert len(report.results) > 3
+
+
+@pytest.mark.parametrize(("kind", "name"), [("sampler", "in_process"), ("model_source", "tiny-llama")])
+def test_built_ins_with_models_keep_their_contract(kind, name):
+    assert [r for r in check_plugin(resolve(kind, name)).results if not r.passed] == []
