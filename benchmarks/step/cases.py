@@ -47,13 +47,11 @@ def tiny_llama(root: Path) -> Path:
     words = {f"w{i}": i for i in range(VOCABULARY - 2)} | {"<eos>": VOCABULARY - 2, "<unk>": VOCABULARY - 1}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<eos>", unk_token="<unk>"
-    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<eos>", unk_token="<unk>")
     config = LlamaConfig(
         vocab_size=VOCABULARY, hidden_size=128, intermediate_size=312, num_hidden_layers=4, num_attention_heads=4,
-        tie_word_embeddings=True, max_position_embeddings=1024, eos_token_id=VOCABULARY - 2, pad_token_id=VOCABULARY - 2,
-        bos_token_id=None, initializer_range=0.1,
+        tie_word_embeddings=True, max_position_embeddings=1024, pad_token_id=VOCABULARY - 2,
+        eos_token_id=VOCABULARY - 2, bos_token_id=None, initializer_range=0.1,
     )  # fmt: skip
     torch.manual_seed(0)
     aside = target.with_name("tiny.new")

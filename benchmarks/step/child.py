@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from step.cases import CASES
 from step.clock import peak_memory
 

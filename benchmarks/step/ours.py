@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from lightning import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from step.cases import BETA, LEARNING_RATE, NEW_TOKENS, PROMPTS, SAMPLES, matrix_parameters, prompt_texts
-from step.clock import Clock
 
 from rlhf_lightning.events import Phase
 from rlhf_lightning.kl import Fixed, KLTerm
@@ -20,6 +18,8 @@ from rlhf_lightning.modules.grpo import GRPOModule
 from rlhf_lightning.protocols import Scorer
 from rlhf_lightning.samplers import InProcessSampler
 from rlhf_lightning.types import Problem, Prompt, Rollout, Scores
+from step.cases import BETA, LEARNING_RATE, NEW_TOKENS, PROMPTS, SAMPLES, matrix_parameters, prompt_texts
+from step.clock import Clock
 
 
 class EndlessFolder(Folder):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from step.cases import BETA, LEARNING_RATE, NEW_TOKENS, PROMPTS, SAMPLES, matrix_parameters, prompt_texts
 from step.clock import Clock
 

@@ -55,14 +55,15 @@ class Pipeline:
             samples_per_prompt: G.
             seeds: (P·G,) int64 seeds of the samples.
         """
-        with self.events.phase("rollout", total=len(seeds)):
+        with self.events.phase("rollout"):
             rollout = self.sampler(prompts, samples_per_prompt=samples_per_prompt, seeds=seeds)
         with self.events.phase("score", total=len(seeds)):
             scores = self.scorer(rollout)
-        with self.events.phase("reference", total=len(seeds)):
+        with self.events.phase("reference"):
             old = self.behaviour(rollout) if self.behaviour else rollout.logprobs
             ref = self.reference(rollout) if self.reference else None
             values = self.values(rollout) if self.values else None
+            self.events.advance(int(rollout.lengths.sum()))
         rewards, logged = transform(self.transforms, raw_rewards(rollout, scores))
         token_rewards = place_on_tokens(rewards, rollout, old, ref, self.kl_reward, values)
         advantages = self.advantage(token_rewards)

@@ -288,3 +288,8 @@ class UpdateBatch:
     temperature: float
     update: int
     micro_batches: int
+
+    @property
+    def tokens(self) -> int:
+        """Response tokens in this micro-batch."""
+        return self.packed.targets.numel()

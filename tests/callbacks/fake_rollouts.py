@@ -80,7 +80,7 @@ class _Rollouts:
             {"prompt": f"p{i // 4}", "response": f"r{module.rollout_index}.{i}", "reward": i / 3, "finished": True}
             for i in range(SAMPLES)
         ]
-        return iter([torch.ones(1, 1)])
+        yield torch.ones(1, 1)
 
 
 class Supervised(LightningModule):
@@ -115,7 +115,6 @@ def fit(run_dir: Path, module: LightningModule, rollouts: int, **changes: Any) -
         devices=1,
         enable_model_summary=False,
         log_every_n_steps=1,
-        reload_dataloaders_every_n_epochs=1,
         **settings,
     )
     trainer.fit(module, ckpt_path=ckpt_path, weights_only=False)

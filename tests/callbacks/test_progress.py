@@ -78,6 +78,16 @@ def test_on_a_terminal_the_phases_and_their_speed_are_drawn_and_the_cursor_comes
     assert (sys.stdout, sys.stderr) == before
 
 
+def test_a_resumed_run_goes_on_counting_and_times_its_first_rollout_whole(run_dir):
+    fit(run_dir, FakeRollouts(), 2)
+    bar = PhaseProgress()
+    bar.console = Console(file=io.StringIO())
+    fit(run_dir, FakeRollouts(pause=0.1), 3, callbacks=[bar], ckpt_path=run_dir / "checkpoints" / "last.ckpt")
+    (line,) = bar.console.file.getvalue().splitlines()
+    assert line.startswith("rollout 3 of 3 | ")
+    assert float(line.rsplit("took ")[1].split(" s")[0]) >= 0.2
+
+
 def test_disabled_it_shows_nothing(run_dir):
     bar = PhaseProgress()
     bar.console = Console(file=io.StringIO())

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
@@ -29,6 +29,7 @@ class FakeModule(LightningModule):
         steps: A number.
         seed: The run's seed.
         fail: Whether ``preflight`` refuses.
+        options: Whatever.
     """
 
     made: list[FakeModule] = []  # noqa: RUF012
@@ -42,6 +43,7 @@ class FakeModule(LightningModule):
         steps: int = 3,
         seed: int = 0,
         fail: bool = False,
+        options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if steps < 1:
@@ -49,7 +51,7 @@ class FakeModule(LightningModule):
         if steps == 13:
             raise AttributeError("a bug of ours")
         self.advantage, self.reward_transforms, self.kl_loss = advantage, reward_transforms or [], kl_loss
-        self.lr, self.seed, self.fail = lr, seed, fail
+        self.lr, self.seed, self.fail, self.options = lr, seed, fail, options
         self.layer = nn.Linear(2, 1)
         self.seen_epochs: list[int] = []
         FakeModule.made.append(self)
@@ -89,11 +91,18 @@ class FakeData(LightningDataModule):
     val_dataloader = train_dataloader
 
 
-class InterruptAtEnd(Callback):
-    """Ctrl+C at the end of the first epoch."""
+class Kill(Callback):
+    """A signal to this process at the end of the first epoch.
+
+    Args:
+        number: Which.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
 
     def on_train_epoch_end(self, trainer: object, pl_module: object) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), self.number)
 
 
 def fake_callbacks(run_dir: Path, given: Sequence[Callback] = ()) -> list[Callback]:

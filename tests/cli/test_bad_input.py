@@ -11,7 +11,11 @@ import pytest
 from cli_fakes import FakeModule
 
 FILE_CASES = {
-    "unknown top-level key": ("trainer:", "trainr:", "edited.yaml:9: trainr: unknown key 'trainr'. Did you mean 'trainer'?"),
+    "unknown top-level key": (
+        "trainer:",
+        "trainr:",
+        "edited.yaml:9: trainr: unknown key 'trainr'. Did you mean 'trainer'?",
+    ),
     "unknown trainer key": ("max_epochs", "max_epoch", "edited.yaml:10: trainer.max_epoch: unknown key. Did you mean"),
     "unknown module argument": (
         "    kl_loss",
@@ -43,7 +47,11 @@ FILE_CASES = {
         "name: fixd",
         "edited.yaml:6: model.kl_loss.controller: no kl_controller is called 'fixd'. Did you mean 'fixed'?",
     ),
-    "plug-in of another kind": ("name: group, eps: 1e-5", "name: clip", "model.advantage: no advantage is called 'clip'"),
+    "plug-in of another kind": (
+        "name: group, eps: 1e-5",
+        "name: clip",
+        "model.advantage: no advantage is called 'clip'",
+    ),
     "class of another kind": (
         "{name: group, eps: 1e-5}",
         "{class_path: rlhf_lightning.transforms.clip.Clip}",
@@ -59,8 +67,16 @@ FILE_CASES = {
         "{class_path: rlhf_lightning.advantages.group.Group, eps: 1}",
         "model.advantage.eps: arguments of Group belong under init_args",
     ),
-    "no plug-in at all": ("{name: group, eps: 1e-5}", "3", "edited.yaml:4: model.advantage: expected a advantage: a name"),
-    "unknown module": ("cli_fakes.FakeModule", "FakeModul", "edited.yaml:2: model.class_path: no class is called 'FakeModul'."),
+    "no plug-in at all": (
+        "{name: group, eps: 1e-5}",
+        "3",
+        "edited.yaml:4: model.advantage: expected a advantage: a name",
+    ),
+    "unknown module": (
+        "cli_fakes.FakeModule",
+        "FakeModul",
+        "edited.yaml:2: model.class_path: no class is called 'FakeModul'.",
+    ),
     "unknown callback": (
         "  logger: false",
         "  callbacks: [{class_path: RolloutChekpoint}]",
@@ -72,13 +88,29 @@ FILE_CASES = {
         "coefficient: [1]",
         "edited.yaml:6: model.kl_loss.controller.coefficient: expected float, got [1]",
     ),
-    "wrong type in the trainer": ("max_epochs: 2", "max_epochs: two", "edited.yaml:10: trainer.max_epochs: expected int or None, got two"),
-    "not one of the choices": ("k3", "k9", "edited.yaml:6: model.kl_loss.estimator: expected one of 'k1', 'k2', 'k3', got k9"),
+    "wrong type in the trainer": (
+        "max_epochs: 2",
+        "max_epochs: two",
+        "edited.yaml:10: trainer.max_epochs: expected int or None, got two",
+    ),
+    "not one of the choices": (
+        "k3",
+        "k9",
+        "edited.yaml:6: model.kl_loss.estimator: expected one of 'k1', 'k2', 'k3', got k9",
+    ),
     "missing argument": ("    advantage: {name: group, eps: 1e-5}\n", "", "model: missing: advantage"),
-    "value a constructor of ours refuses": ("coefficient: 0.02", "coefficient: -1", "coefficient must not be negative, got -1.0"),
+    "value a constructor of ours refuses": (
+        "coefficient: 0.02",
+        "coefficient: -1",
+        "coefficient must not be negative, got -1.0",
+    ),
     "key given twice": ("trainer:\n", "model: 3\ntrainer:\n", "edited.yaml:9: key model is given twice"),
     "no YAML": ("trainer:\n", "trainer: [\n", "not valid YAML"),
-    "unknown run key": ("trainer:\n", "run: {nam: x}\ntrainer:\n", "edited.yaml:9: run.nam: unknown key. Did you mean 'run.name'?"),
+    "unknown run key": (
+        "trainer:\n",
+        "run: {nam: x}\ntrainer:\n",
+        "edited.yaml:9: run.nam: unknown key. Did you mean 'run.name'?",
+    ),
 }
 
 
@@ -89,13 +121,31 @@ def test_mistakes_in_a_file(rlhf, edited, folder: Path, old, new, expected):
 
 
 COMMAND_CASES = {
-    "unknown plug-in": (["--model.advantage=grop"], "command line: model.advantage: no advantage is called 'grop'. Did you mean 'group'?"),
-    "unknown plug-in added": (["--model.reward_transforms+=whitn"], "no reward_transform is called 'whitn'. Did you mean 'whiten'?"),
-    "unknown plug-in argument": (["--model.advantage.epz=1"], "command line: --model.advantage.epz: Group takes no argument 'epz'. Did you mean 'eps'?"),
-    "argument of another plug-in": (["--model.kl_loss.controller.target=1"], "Fixed takes no argument 'target'. Valid: coefficient"),
-    "unknown module argument": (["--model.lrr=1"], "command line: --model.lrr: FakeModule takes no argument 'lrr'. Did you mean 'lr'?"),
+    "unknown plug-in": (
+        ["--model.advantage=grop"],
+        "command line: model.advantage: no advantage is called 'grop'. Did you mean 'group'?",
+    ),
+    "unknown plug-in added": (
+        ["--model.reward_transforms+=whitn"],
+        "no reward_transform is called 'whitn'. Did you mean 'whiten'?",
+    ),
+    "unknown plug-in argument": (
+        ["--model.advantage.epz=1"],
+        "command line: --model.advantage.epz: Group takes no argument 'epz'. Did you mean 'eps'?",
+    ),
+    "argument of another plug-in": (
+        ["--model.kl_loss.controller.target=1"],
+        "Fixed takes no argument 'target'. Valid: coefficient",
+    ),
+    "unknown module argument": (
+        ["--model.lrr=1"],
+        "command line: --model.lrr: FakeModule takes no argument 'lrr'. Did you mean 'lr'?",
+    ),
     "unknown key": (["--modle.lr=1"], "unknown key '--modle'. Did you mean '--model'?"),
-    "unknown trainer key": (["--trainer.max_epoch", "2"], "--trainer.max_epoch: unknown key. Did you mean 'trainer.max_epochs'?"),
+    "unknown trainer key": (
+        ["--trainer.max_epoch", "2"],
+        "--trainer.max_epoch: unknown key. Did you mean 'trainer.max_epochs'?",
+    ),
     "wrong type": (["--model.advantage.eps=x"], "command line: model.advantage.eps: expected float, got x"),
     "wrong type, full key": (["--model.init_args.steps", "1.5"], "command line: model.steps: expected int, got 1.5"),
     "wrong trainer type": (["--trainer.max_epochs=x"], "command line: trainer.max_epochs: expected int or None, got x"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,9 @@ def test_another_plugin_drops_the_arguments_of_the_first(rlhf):
 
 
 def test_later_files_win_and_the_command_line_wins_over_all(rlhf, folder: Path):
-    (folder / "over.yaml").write_text("model: {init_args: {lr: 0.5, advantage: {eps: 0.125}}}\ntrainer: {max_epochs: 1}\n")
+    (folder / "over.yaml").write_text(
+        "model: {init_args: {lr: 0.5, advantage: {eps: 0.125}}}\ntrainer: {max_epochs: 1}\n"
+    )
     outcome = rlhf("fit", "--trainer.max_epochs=3", "--config", "fake.yaml", "--config", "over.yaml")
     assert outcome.code == 0
     module = FakeModule.made[-1]
@@ -148,7 +151,7 @@ def test_a_checkpoint_with_pickled_code_is_not_loaded(rlhf, folder: Path):
     path = folder / "runs/fake/checkpoints/last.ckpt"
     checkpoint = torch.load(path, weights_only=True)
     torch.save(checkpoint | {"evil": Path.cwd}, path)
-    with pytest.raises(Exception, match="[Ww]eights.only"):
+    with pytest.raises(Exception, match=r"[Ww]eights.only"):
         rlhf("fit", "--config", "fake.yaml", "--trainer.max_epochs=4", "--ckpt_path", "last")
 
 
@@ -165,11 +168,20 @@ def test_fast_dev_run_leaves_no_folder(rlhf, folder: Path):
     assert not (folder / "runs").exists()
 
 
-def test_an_interrupted_run_tells_how_to_go_on(rlhf, folder: Path):
-    outcome = rlhf("fit", "--config", "fake.yaml", "--trainer.callbacks+=cli_fakes.InterruptAtEnd")
-    assert outcome.code == 130
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_run_tells_how_to_go_on(rlhf, number, code):
+    callback = f"{{class_path: cli_fakes.Kill, init_args: {{number: {int(number)}}}}}"
+    outcome = rlhf("fit", "--config", "fake.yaml", "--trainer.max_epochs=9", f"--trainer.callbacks={callback}")
+    assert outcome.code == code
+    assert FakeModule.made[-1].current_epoch < 2
     assert "rlhf fit --config fake.yaml" in outcome.err
     assert outcome.err.strip().endswith("--ckpt_path last")
+
+
+def test_free_mappings_are_left_as_they_are(rlhf, edited):
+    name = edited("    kl_loss", "    options: {model: group, anything: [1, {policy: x}]}\n    kl_loss")
+    assert rlhf("fit", "--config", name).code == 0
+    assert FakeModule.made[-1].options == {"model": "group", "anything": [1, {"policy": "x"}]}
 
 
 def test_our_callbacks_may_be_named_without_their_package(rlhf, folder: Path):

@@ -167,7 +167,7 @@ def test_single_token_responses():
 
 
 def test_lengths_far_apart_take_several_blocks(monkeypatch):
-    monkeypatch.setattr("rlhf_lightning.models.attention._SMALL_BLOCK", 1)
+    monkeypatch.setattr("rlhf_lightning.models.attention_layout._SMALL_BLOCK", 1)
     test_equal_to_the_padded_forward("llama", 1.0)
     test_gradients_equal_to_the_padded_forward("qwen2")
 

@@ -40,7 +40,9 @@ def test_a_broken_one_is_named_with_its_distribution_and_the_others_still_work(d
         demo_broken="import no_such_module",
     )
     assert {"broken", "gone", "group", "scaled"} <= set(plugins("advantage"))
-    with pytest.raises(PluginImportError, match=r"'broken' \(demo_broken:Thing of package demo-dist 1.2\).*no_such_module"):
+    with pytest.raises(
+        PluginImportError, match=r"'broken' \(demo_broken:Thing of package demo-dist 1.2\).*no_such_module"
+    ):
         resolve("advantage", "broken")
     with pytest.raises(PluginImportError, match=r"'gone' .*demo-dist 1.2.*AttributeError"):
         resolve("advantage", "gone")
@@ -67,7 +69,9 @@ def test_a_name_of_two_packages_names_both(distribution):
 
 def test_a_built_ins_name_is_not_taken_over(distribution):
     distribution("demo-dist", {"advantage": {"group": "demo_good:Scaled"}}, demo_good=GOOD)
-    with pytest.raises(DuplicatePluginError, match=r"advantages\.group\.Group and demo_good\.Scaled of package demo-dist"):
+    with pytest.raises(
+        DuplicatePluginError, match=r"advantages\.group\.Group and demo_good\.Scaled of package demo-dist"
+    ):
         resolve("advantage", "group")
 
 

@@ -65,21 +65,25 @@ class PhaseProgress(ProgressBar):
 
     # ---- Lightning's hooks ------------------------------------------------------------------------------------------
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts the display."""
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the display: Lightning makes the first batches, and so the first rollout, before training starts."""
         if not self._enabled:
             return
         total = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
+        noun, self._events = "epoch", Events()
         if isinstance(pl_module, RolloutModule):
-            self._state = ProgressState("rollout", total, pl_module.rollout_index, self.clock)
-            self._events = pl_module.events
-        else:
-            self._state, self._events = ProgressState("epoch", total, trainer.current_epoch, self.clock), Events()
+            noun, self._events = "rollout", pl_module.events
+        self._state = ProgressState(noun, total, _done(trainer, pl_module), self.clock)
         self._latest, self._pending, self._printed_at = {}, None, None
         self._events.subscribe(self)
         if self._on_terminal:
             self._live = LiveDisplay(ProgressView(self._state), self.console)
             self._live.start()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes over how far a resumed run is, which some strategies restore only now."""
+        if self._state is not None:
+            self._state.done = self._state.done_before = _done(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the one phase of modules that make no rollouts."""
@@ -171,6 +175,10 @@ class PhaseProgress(ProgressBar):
         if self._live is not None:
             self._live.stop()
             self._live = None
+
+
+def _done(trainer: Trainer, module: LightningModule) -> int:
+    return module.rollout_index if isinstance(module, RolloutModule) else trainer.current_epoch
 
 
 def _lightnings_own(trainer: Trainer) -> list[str]:

@@ -88,9 +88,11 @@ class _Option:
 
     @property
     def key(self) -> Key:
+        """The key it sets, as written."""
         return tuple(self.name.removeprefix("--").removesuffix("+").split("."))
 
     def valued(self, value: str) -> list[str]:
+        """The same option with another value."""
         return [f"{self.name}={value}"]
 
 
@@ -125,6 +127,7 @@ class _Override:
         self.document, self.keys, self.expander = document, keys, Expander(document)
 
     def apply(self, option: _Option) -> list[str]:
+        """The words to hand to the parser in the option's place."""
         if not option.name.startswith("--"):
             if option.name in ("-h",):
                 return list(option.words)

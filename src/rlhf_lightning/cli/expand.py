@@ -175,8 +175,10 @@ class Expander:
     def _tree(self, value: dict[str, Any], hint: Any, key: Key) -> dict[str, Any]:
         if isinstance(value.get("class_path"), str):
             return self.object(value, key)
+        if _is_table(hint):
+            return value
         own = [c for c in classes_in(hint) if c.__module__ != "builtins"]
-        if len(own) == 1 and get_origin(hint) is not dict:
+        if len(own) == 1:
             return self.arguments(own[0], value, key)
         return {name: self.value(item, None, (*key, name)) for name, item in value.items()}
 
@@ -195,7 +197,7 @@ def path_of(cls: type) -> str:
 
 
 def _is_table(hint: Any) -> bool:
-    return any(get_origin(part) is dict for part in (hint, *get_args(hint)))
+    return any(dict in (part, get_origin(part)) for part in (hint, *get_args(hint)))
 
 
 def shipped_classes(package: str, base: type) -> dict[str, str]:

@@ -167,7 +167,8 @@ class RLHFCLI(LightningCLI):
     def _open_folder(self) -> Path:
         """The folder to write to; the other processes of a run take what the first one opened."""
         if self.subcommand != "fit":
-            return self.folder.numbered(str(self.subcommand))
+            beside = self.folder.numbered(str(self.subcommand))
+            return RunFolder(str(beside.parent), beside.name).make()
         if getattr(rank_zero_only, "rank", 0) != 0:
             return self.folder.path
         checkpoint = self._own["ckpt_path"]

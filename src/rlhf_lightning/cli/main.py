@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -28,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The command line without the program's name; ``sys.argv[1:]`` when not given.
 
     Returns:
-        The exit code: 0, 2 for an error of the user's, 130 when interrupted from the keyboard.
+        The exit code: 0, 2 for an error of the user's, 130 when interrupted from the keyboard, 143 when terminated.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -39,10 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        return _interrupted(words)
+        return _stopped(words, 128 + signal.SIGINT)
     except SystemExit as stop:
         if isinstance(stop.__context__, KeyboardInterrupt):
-            return _interrupted(words)
+            return _stopped(words, 128 + signal.SIGINT)
         raise
 
 
@@ -64,19 +66,24 @@ def _run(words: list[str]) -> int:
 
 
 def _train(words: list[str]) -> int:
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+
     from rlhf_lightning.cli.lightning import RLHFCLI
     from rlhf_lightning.plugins import load_builtins
 
     load_builtins()
-    RLHFCLI(words)
+    try:
+        RLHFCLI(words)
+    except SIGTERMException:
+        return _stopped(words, 128 + signal.SIGTERM)
     return 0
 
 
-def _interrupted(words: list[str]) -> int:
-    again = " ".join(["rlhf", *words, "--ckpt_path last"])
+def _stopped(words: list[str], code: int) -> int:
+    again = shlex.join(["rlhf", *words, "--ckpt_path", "last"])
     resume = f" Go on from the last checkpoint with: {again}" if words[:1] == ["fit"] else ""
-    print(f"interrupted.{resume}", file=sys.stderr)
-    return 130
+    print(f"stopped.{resume}", file=sys.stderr)
+    return code
 
 
 def _help() -> str:

@@ -42,6 +42,10 @@ class Policy:
         """The source's tokenizer."""
         return self.source.tokenizer()
 
+    def context_length(self) -> int:
+        """Most tokens of prompt and response together."""
+        return int(self.source.config().get_text_config().max_position_embeddings)
+
     def load(self) -> PreTrainedModel:
         """The model in evaluation mode, with the checkpoint's weights if there is one."""
         from rlhf_lightning.models.prepare import trainable

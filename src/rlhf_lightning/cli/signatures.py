@@ -91,7 +91,7 @@ def classes_in(hint: Any) -> list[type]:
     if typing.get_origin(hint) is Callable:
         return []
     if isinstance(hint, type) and not isinstance(hint, types.GenericAlias):
-        return [] if hint is type(None) else [hint]
+        return [] if hint in (type(None), Any) else [hint]
     return [cls for argument in typing.get_args(hint) for cls in classes_in(argument)]
 
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.logprobs import chunked_token_logprobs
 from rlhf_lightning.functional.packing import pack_groups
-from rlhf_lightning.models.attention import attention_layout, use_packed_attention
+from rlhf_lightning.models.attention import use_packed_attention
+from rlhf_lightning.models.attention_layout import attention_layout
 from rlhf_lightning.types import PackedSequences
 
 if TYPE_CHECKING:

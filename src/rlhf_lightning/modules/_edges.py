@@ -24,9 +24,13 @@ from rlhf_lightning.modules.optim import clip_by_group, named_groups, warm_up
 
 
 class MicroBatch(Protocol):
-    """Anything that knows into how many micro-batches its update was cut."""
+    """Anything that knows into how many micro-batches its update was cut, and how many tokens it trains on."""
 
     micro_batches: int
+
+    @property
+    def tokens(self) -> int:
+        """Response tokens."""
 
 
 class EdgeModule(LightningModule):
@@ -89,7 +93,8 @@ class EdgeModule(LightningModule):
         if not self._batches:
             self._batches = self.make_batches()
             self.trainer.accumulate_grad_batches = self._batches[0].micro_batches
-            self._update_phase.enter_context(self.events.phase("update", total=len(self._batches)))
+            total = sum(batch.tokens for batch in self._batches)
+            self._update_phase.enter_context(self.events.phase("update", total=total))
         return self._batches
 
     @property

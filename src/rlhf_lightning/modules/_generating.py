@@ -90,6 +90,8 @@ class GeneratingModule(EdgeModule):
             self.policy_source.load(), lora=self.lora, gradient_checkpointing=self.gradient_checkpointing
         )
         self.sampler.bind(self.policy, self.tokenizer)
+        if hasattr(self.sampler, "on_tokens"):
+            self.sampler.on_tokens = self.events.advance
         self.verifier.bind(self.data.tasks)
 
     def tell_callbacks(self) -> None:
@@ -116,7 +118,7 @@ class GeneratingModule(EdgeModule):
     def evaluate(self, prompts: Sequence[Prompt]) -> dict[str, float]:
         """Greedy accuracy of the model as it is now."""
         self.to_rollout_mode()
-        with self.events.phase("evaluate", total=len(prompts)):
+        with self.events.phase("evaluate"):
             return evaluate(self.sampler, self.verifier, prompts)
 
     def validation_step(self, batch: list[Prompt], batch_idx: int) -> None:
@@ -130,5 +132,6 @@ class GeneratingModule(EdgeModule):
     def predict_step(self, batch: list[Prompt], batch_idx: int) -> list[dict[str, str]]:
         """Greedy responses to a batch of prompts."""
         self.to_rollout_mode()
-        rollout = greedy(self.sampler, batch)
+        with self.events.phase("rollout"):
+            rollout = greedy(self.sampler, batch)
         return [{"prompt": p.text, "response": text} for p, text in zip(batch, rollout.texts, strict=True)]

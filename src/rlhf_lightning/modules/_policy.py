@@ -211,7 +211,7 @@ class PolicyModule(GeneratingModule):
             penalty = self.kl_loss(new, batch.ref_logprobs)
             self.means.sums({"loss/kl": (penalty * batch.weights).sum()})
             per_token = per_token + penalty
-        self.events.advance(batch.packed.targets.numel())
+        self.events.advance(batch.tokens)
         return (per_token * batch.weights).sum() * self.loss_scale
 
     def on_train_epoch_end(self) -> None:

@@ -41,6 +41,11 @@ class SFTBatch:
     weights: Tensor
     micro_batches: int
 
+    @property
+    def tokens(self) -> int:
+        """Response tokens in this micro-batch."""
+        return self.packed.targets.numel()
+
 
 class SFTModule(GeneratingModule):
     """Minimises ``−mean log p(response token)`` over response tokens alone, packed without padding.
@@ -124,7 +129,7 @@ class SFTModule(GeneratingModule):
         flat = packed_logprobs(self.policy, batch.packed, chunk_size=self.logits_chunk)
         loss = -(batch.packed.to_rows(flat) * batch.weights).sum()
         self.means.sums({"loss/sft": loss})
-        self.events.advance(batch.packed.targets.numel())
+        self.events.advance(batch.tokens)
         return loss * self.loss_scale
 
 

@@ -74,18 +74,18 @@ def draw(probs: Tensor, uniform: Tensor) -> Tensor:
 def _draw_sequential(probs: Tensor, uniform: Tensor) -> Tensor:
     """Where the running sum is taken in order it never falls, and stands still at a probability of 0."""
     cumulative = probs.cumsum(dim=-1)
-    return torch.searchsorted(cumulative, _below(uniform, cumulative[:, -1]), right=True).squeeze(1)
+    return torch.searchsorted(cumulative, _share(uniform, cumulative[:, -1]), right=True).squeeze(1)
 
 
 def _draw_parallel(probs: Tensor, uniform: Tensor) -> Tensor:
     """Where it is taken in parallel, rounding may move it at a probability of 0, so those are left out."""
     cumulative = probs.cumsum(dim=-1) * (probs > 0)
-    return (cumulative > _below(uniform, cumulative.amax(dim=-1))).to(torch.uint8).argmax(dim=-1)
+    return (cumulative > _share(uniform, cumulative.amax(dim=-1))).to(torch.uint8).argmax(dim=-1)
 
 
-def _below(uniform: Tensor, total: Tensor) -> Tensor:
-    """(B, 1) ``u·total``, kept below ``total`` against rounding."""
-    return torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total))).unsqueeze(1)
+def _share(uniform: Tensor, total: Tensor) -> Tensor:
+    """(B, 1) ``u·total``, always below ``total``: no product with the largest float32 under 1 (1 - 2^-24) rounds up."""
+    return (uniform * total).unsqueeze(1)
 
 
 def _nucleus_threshold(probs: Tensor, top_p: float) -> Tensor:

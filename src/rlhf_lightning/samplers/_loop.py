@@ -79,9 +79,9 @@ class _Loop:
         self.tokens = torch.zeros(count, params.max_new_tokens, dtype=torch.int64, device=device)
         self.probs = torch.ones(count, params.max_new_tokens, device=device)
         self.lengths = torch.zeros(count, dtype=torch.int64, device=device)
-        self.uniform = uniforms(
-            seeds.to(device).unsqueeze(1), torch.arange(params.max_new_tokens, device=device)
-        ).t().contiguous()
+        self.uniform = (
+            uniforms(seeds.to(device).unsqueeze(1), torch.arange(params.max_new_tokens, device=device)).t().contiguous()
+        )
         self.whole = True
 
     def advance(self, steps: int) -> int:

@@ -8,7 +8,7 @@ from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.registry import nearest
 from rlhf_lightning.types import SamplingParams
 
-DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 """Types that weights may be decoded in."""
 
 

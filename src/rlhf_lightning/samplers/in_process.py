@@ -130,9 +130,7 @@ class InProcessSampler(Sampler):
         if seeds.shape != (len(prompts) * samples_per_prompt,):
             raise ValueError(f"{len(prompts)}·{samples_per_prompt} seeds expected, got shape {tuple(seeds.shape)}")
         params = params or self.params
-        endings = Endings(
-            eos_token_ids(self._model, self._tokenizer), params.stop, self._tokenizer, self._model.device
-        )
+        endings = Endings(eos_token_ids(self._model, self._tokenizer), params.stop, self._tokenizer, self._model.device)
         texts, owner = distinct(prompts, samples_per_prompt)
         drawn = [
             self._draw(texts, owner[rows], seeds[rows], params, endings)
@@ -150,6 +148,6 @@ class InProcessSampler(Sampler):
         endings: Endings,
     ) -> Drawn:
         assert self._decoder is not None
-        used, local = owner.unique(return_inverse=True)
+        used, local = torch.unique(owner, return_inverse=True)
         session = self._decoder.start([texts[index] for index in used.tolist()], local, params.max_new_tokens)
         return generate(session, seeds=seeds, params=params, endings=endings, on_tokens=self.on_tokens)

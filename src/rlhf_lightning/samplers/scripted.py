@@ -102,9 +102,7 @@ class ScriptedSampler(Sampler):
                 used[prompt.text] += 1
         return to_rollout(prompts, drawn, params, self._tokenizer, self._version)
 
-    def _drawn(
-        self, text: str, number: int, params: SamplingParams, tokenizer: PreTrainedTokenizerBase
-    ) -> Drawn:
+    def _drawn(self, text: str, number: int, params: SamplingParams, tokenizer: PreTrainedTokenizerBase) -> Drawn:
         recorded = self._responses.get(text)
         if not recorded:
             near = nearest(text, self._responses)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import product
 from typing import Any
 
 from rlhf_lightning.data.seeding import derive_seed
@@ -59,6 +60,7 @@ class ReasoningGym(Task):
         self.train_size, self.held_out, self.seed = train_size, held_out, seed
         self.prompt_format, self.exact = prompt_format, exact
         self.answer_pattern = compile_pattern(answer_pattern, f"task {self.name}: answer_pattern")
+        self._sources: dict[tuple[str, int], Any] = {}
         self._check()
 
     def _check(self) -> None:
@@ -67,7 +69,9 @@ class ReasoningGym(Task):
         for key, value in (("train_size", self.train_size), ("held_out", self.held_out)):
             if value < 1:
                 raise ConfigError(f"task {self.name}: {key} must be at least 1, got {value}")
-        self._train_set  # noqa: B018  # refuses an unknown family or parameter now, not at the first rollout
+        self._source(
+            "train", self.train_size, 0
+        )  # refuses an unknown family or parameter now, not at the first rollout
 
     def train_problems(self) -> Sequence[Problem]:
         """``train_size`` problems, none of them asking what a held-out one asks."""
@@ -80,19 +84,19 @@ class ReasoningGym(Task):
     def verify(self, problem: Problem, response: str) -> float:
         """The family's score of the extracted answer."""
         answer = extract(self.answer_pattern, response)
-        score = float(self._train_set.score_answer(answer, problem.metadata["entry"])) if answer is not None else 0.0
+        if answer is None:
+            return 0.0
+        score = float(self._source("train", self.train_size, 0).score_answer(answer, problem.metadata["entry"]))
         return float(score >= 1.0) if self.exact else score
 
     def __getstate__(self) -> dict[str, Any]:
         """The arguments alone: a worker process makes the rest anew."""
-        made = ("_train_set", "_held_out")
-        return {key: value for key, value in self.__dict__.items() if key not in made}
+        return {key: value for key, value in self.__dict__.items() if key != "_held_out"} | {"_sources": {}}
 
     def train_problem(self, index: int) -> Problem:
-        """Training problem ``index``: the first of tries ``index``, ``index + train_size``, … that is not held out."""
+        """Training problem ``index``: the one of that number from the first seed that gives one not held out."""
         for attempt in range(_ATTEMPTS):
-            number = index + attempt * self.train_size
-            problem = self._problem(self._train_set, f"train/{number}", number)
+            problem = self._problem("train", self.train_size, attempt, index)
             if problem.question not in self._held_out:
                 return problem
         raise ConfigError(
@@ -101,16 +105,11 @@ class ReasoningGym(Task):
         )
 
     @cached_property
-    def _train_set(self) -> Any:
-        return _dataset(self.family, self.params, derive_seed("train", self.seed), self.name)
-
-    @cached_property
     def _held_out(self) -> dict[str, Problem]:
         """Held-out problems by question."""
         found: dict[str, Problem] = {}
-        source = _dataset(self.family, self.params, derive_seed("held-out", self.seed), self.name)
-        for number in range(_ATTEMPTS + 10 * self.held_out):
-            problem = self._problem(source, f"held-out/{number}", number)
+        for attempt, index in product(range(_ATTEMPTS), range(self.held_out)):
+            problem = self._problem("held-out", self.held_out, attempt, index)
             found.setdefault(problem.question, problem)
             if len(found) == self.held_out:
                 return found
@@ -119,13 +118,20 @@ class ReasoningGym(Task):
             f"params {self.params}. Lower held_out, or raise the difficulty"
         )
 
-    def _problem(self, source: Any, id: str, number: int) -> Problem:
-        entry = source[number]
+    def _problem(self, split: str, size: int, attempt: int, index: int) -> Problem:
+        entry = self._source(split, size, attempt)[index]
         question = self.prompt_format.replace(_PLACE, entry["question"])
-        return Problem(id, question, str(entry["answer"]), {"entry": entry})
+        return Problem(f"{split}/{attempt}/{index}", question, str(entry["answer"]), {"entry": entry})
+
+    def _source(self, split: str, size: int, attempt: int) -> Any:
+        """The family's data set of ``size`` problems for this split and attempt; each has a seed of its own."""
+        if (split, attempt) not in self._sources:
+            seed = derive_seed(split, self.seed, attempt)
+            self._sources[split, attempt] = _dataset(self.name, self.family, self.params, seed, size)
+        return self._sources[split, attempt]
 
 
-_ATTEMPTS = 100
+_ATTEMPTS = 50
 
 
 class _Train(Sequence[Problem]):
@@ -149,7 +155,7 @@ class _Train(Sequence[Problem]):
         return (self._task.train_problem(i) for i in range(len(self)))
 
 
-def _dataset(family: str, params: dict[str, Any], seed: int, task: str) -> Any:
+def _dataset(task: str, family: str, params: dict[str, Any], seed: int, size: int) -> Any:
     optional_package("reasoning_gym")
     from reasoning_gym import factory
 
@@ -161,9 +167,6 @@ def _dataset(family: str, params: dict[str, Any], seed: int, task: str) -> Any:
             raise ConfigError(f"task {task}: params.{key} is set by the task's own seed, train_size and held_out")
         check_choice(key, known, f"task {task}: params")
     try:
-        return factory.create_dataset(family, **params, seed=seed, size=_VIRTUAL_SIZE)
+        return factory.create_dataset(family, **params, seed=seed, size=size)
     except (AssertionError, ValueError, TypeError) as error:
         raise ConfigError(f"task {task}: params {params} are refused: {error or type(error).__name__}") from error
-
-
-_VIRTUAL_SIZE = 2**31 - 1

@@ -48,6 +48,7 @@ def run(name: str, words: Sequence[str]) -> int:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
+        """Raises instead of ending the program: all of the user's errors leave by one door."""
         raise ConfigError(f"{self.prog}: {message} (see {self.prog} --help)")
 
 

@@ -48,6 +48,7 @@ def run(options: argparse.Namespace) -> int:
     policy = find_policy(options.model, options.config)
     tokenizer = policy.tokenizer()
     prompts = [make_prompt(tokenizer, text, index, chat=options.chat) for index, text in enumerate(texts)]
+    _check_lengths(prompts, params, policy.context_length())
     rollout = sample(policy.load(), tokenizer, prompts, Draw(params, options.n, options.seed))
     (_print_json if options.json else _print_panels)(rollout)
     return 0
@@ -107,6 +108,15 @@ def _check(options: argparse.Namespace, texts: list[str]) -> None:
         raise ConfigError(f"--n must be at least 1, got {options.n}")
     if bool(options.model) == bool(options.config):
         raise ConfigError("rlhf generate: give either --model or --config")
+
+
+def _check_lengths(prompts: list[Prompt], params: SamplingParams, context: int) -> None:
+    for prompt in prompts:
+        if len(prompt.tokens) + params.max_new_tokens > context:
+            raise ConfigError(
+                f"--prompt: {len(prompt.tokens)} tokens and --max_new_tokens {params.max_new_tokens} exceed "
+                f"the model's context of {context}: {prompt.text[:40]!r}"
+            )
 
 
 def _params(options: argparse.Namespace) -> SamplingParams:

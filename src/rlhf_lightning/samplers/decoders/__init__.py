@@ -35,9 +35,9 @@ def choose_decoder(name: str, model: PreTrainedModel) -> Decoder:
     if name == AUTO:
         own = model.config.model_type
         candidates = [resolve("decoder", own)] if own in plugins("decoder") else []
-        chosen = next((cls for cls in candidates if _fits(cls, model)), HFDecoder)
+        chosen: type[Decoder] = next((cls for cls in candidates if _fits(cls, model)), HFDecoder)
         return chosen()
-    cls = resolve("decoder", name)
+    cls: type[Decoder] = resolve("decoder", name)
     if not _fits(cls, model):
         raise ConfigError(
             f"decoder {name!r} does not support this {model.config.model_type} model; use 'hf', which supports all"

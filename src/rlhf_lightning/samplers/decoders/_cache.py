@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
@@ -15,7 +14,7 @@ BLOCK = 256
 """Columns a cache grows by when it is full."""
 
 
-class PreallocatedLayer(DynamicLayer):
+class PreallocatedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """Keys and values of one layer in buffers with room to spare.
 
     Args:
@@ -23,7 +22,7 @@ class PreallocatedLayer(DynamicLayer):
     """
 
     def __init__(self, room: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._room, self._length = room, 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -36,11 +35,10 @@ class PreallocatedLayer(DynamicLayer):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         start, end = self._length, self._length + key_states.shape[-2]
-        if self.keys is None:
-            self.keys, self.values = key_states, value_states
-        if end > self.keys.shape[-2] or self.keys is key_states:
-            spare = max(self._room, end - start) if start == 0 else max(BLOCK, end - start)
-            self.keys, self.values = (_enlarged(x, start, end + spare) for x in (self.keys, self.values))
+        if self.keys is None or self.values is None:
+            self.keys, self.values = (_room_for(x, end + self._room) for x in (key_states, value_states))
+        elif end > self.keys.shape[-2]:
+            self.keys, self.values = (_enlarged(x, end + BLOCK) for x in (self.keys, self.values))
         self._length = end
         self.keys[:, :, start:end], self.values[:, :, start:end] = key_states, value_states
         return self.keys[:, :, :end], self.values[:, :, :end]
@@ -74,7 +72,11 @@ def preallocated_cache(config: PretrainedConfig, room: int) -> Cache:
     return cache
 
 
-def _enlarged(buffer: Tensor, used: int, columns: int) -> Tensor:
-    new = torch.empty(*buffer.shape[:2], columns, buffer.shape[3], dtype=buffer.dtype, device=buffer.device)
-    new[:, :, :used] = buffer[:, :, :used]
+def _room_for(states: Tensor, columns: int) -> Tensor:
+    return states.new_empty(*states.shape[:2], columns, states.shape[3])
+
+
+def _enlarged(buffer: Tensor, columns: int) -> Tensor:
+    new = _room_for(buffer, columns)
+    new[:, :, : buffer.shape[2]] = buffer
     return new

@@ -6,8 +6,6 @@ slot, KV key-value heads, r = H/KV query heads each, D head dimension, L prompt 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -15,59 +13,53 @@ BLOCK = 128
 """Response columns the cache grows by when it is full."""
 
 
-@dataclass
 class LayerCache:
     """One layer's keys and values.
 
-    Attributes:
+    Args:
         prompt_keys: (S·KV, D, L).
         prompt_values: (S·KV, L, D).
-        keys: (S, KV, W, D, room).
-        values: (S, KV, W, room, D).
+        kv_heads: KV.
+        width: W.
+        room: Response columns to allocate; more are added in blocks when they run out.
     """
 
-    prompt_keys: Tensor
-    prompt_values: Tensor
-    keys: Tensor
-    values: Tensor
+    def __init__(self, prompt_keys: Tensor, prompt_values: Tensor, *, kv_heads: int, width: int, room: int) -> None:
+        self._prompt_keys, self._prompt_values = prompt_keys, prompt_values
+        slots, dim = prompt_keys.shape[0] // kv_heads, prompt_keys.shape[1]
+        self._set(
+            prompt_keys.new_empty(slots, kv_heads, width, dim, room),
+            prompt_keys.new_empty(slots, kv_heads, width, room, dim),
+        )
 
     def append(self, column: int, key: Tensor, value: Tensor) -> None:
         """Writes one column; key and value are (S, W, KV, D)."""
-        if column == self.keys.shape[-1]:
-            self._grow(column)
-        self.keys[..., column] = key.transpose(1, 2)
-        self.values[..., column, :] = value.transpose(1, 2)
+        if column == self._keys.shape[-1]:
+            self._grow()
+        self._keys[..., column] = key.transpose(1, 2)
+        self._values[..., column, :] = value.transpose(1, 2)
 
-    def attend(self, query: Tensor, mask: Tensor | None, columns: int, scale: float) -> Tensor:
+    def attend(self, query: Tensor, mask: Tensor | None, columns: int) -> Tensor:
         """Softmax attention of each row over its prompt and its own first ``columns`` response columns.
 
         Args:
-            query: (S, W, KV, r, D).
+            query: (S, W, KV, r, D), scaled.
             mask: (S·KV, 1, L), 0 on prompt tokens and -inf on padding; None without padding.
             columns: t, at least 1.
-            scale: What the products are multiplied with.
 
         Returns:
             (S·W, H·D).
         """
         slots, width, kv_heads, ratio, dim = query.shape
-        shared = query.transpose(1, 2).reshape(slots * kv_heads, width * ratio, dim)
-        own = shared.view(-1, ratio, dim)
-        keys = self.keys.view(-1, dim, self.keys.shape[-1])[:, :, :columns]
-        values = self.values.view(-1, self.values.shape[-2], dim)[:, :columns]
-        length = self.prompt_keys.shape[-1]
-        scores = torch.cat(
-            [
-                _products(mask, shared, self.prompt_keys).view(-1, ratio, length),
-                torch.bmm(own, keys),
-            ],
-            dim=-1,
-        )
-        weights = torch.softmax(scores.mul_(scale), dim=-1)
-        prompt_weights = weights[:, :, :length].view(slots * kv_heads, width * ratio, length)
-        read = torch.bmm(prompt_weights, self.prompt_values).view(-1, ratio, dim)
-        read = torch.baddbmm(read, weights[:, :, length:], values)
-        return read.view(slots, kv_heads, width, ratio * dim).transpose(1, 2).reshape(slots * width, -1)
+        heads, length = slots * kv_heads, self._prompt_keys.shape[-1]
+        shared = query.transpose(1, 2).reshape(heads, width * ratio, dim)
+        to_prompt = _products(mask, shared, self._prompt_keys).view(-1, ratio, length)
+        to_own = torch.bmm(shared.view(-1, ratio, dim), self._flat_keys.narrow(2, 0, columns))
+        weights = torch.softmax(torch.cat([to_prompt, to_own], dim=2), dim=2)
+        prompt_weights = weights.narrow(2, 0, length).view(heads, width * ratio, length)
+        read = torch.bmm(prompt_weights, self._prompt_values).view(-1, ratio, dim)
+        read = torch.baddbmm(read, weights.narrow(2, length, columns), self._flat_values.narrow(1, 0, columns))
+        return read.view(slots, kv_heads, width, -1).transpose(1, 2).reshape(slots * width, -1)
 
     def select(self, slots: Tensor, rows: Tensor, width: int, columns: int) -> None:
         """Regroups: slot i takes the prompt of old slot ``slots[i]``, its rows the responses of old rows ``rows``.
@@ -78,19 +70,25 @@ class LayerCache:
             width: The new W.
             columns: Response columns written so far.
         """
-        old_slots, kv_heads, old_width, dim, room = self.keys.shape
+        kv_heads, old_width = self._keys.shape[1:3]
         heads = torch.arange(kv_heads, device=slots.device)
         prompt = (slots.unsqueeze(1) * kv_heads + heads).reshape(-1)
-        self.prompt_keys, self.prompt_values = self.prompt_keys[prompt], self.prompt_values[prompt]
+        self._prompt_keys, self._prompt_values = self._prompt_keys[prompt], self._prompt_values[prompt]
         slot, place = (rows // old_width).view(-1, 1, width), (rows % old_width).view(-1, 1, width)
         source = (slot * kv_heads + heads.view(1, -1, 1)) * old_width + place
-        self.keys = _taken(self.keys.view(-1, dim, room), source, 2, columns)
-        self.values = _taken(self.values.view(-1, room, dim), source, 1, columns)
+        self._set(_taken(self._flat_keys, source, 2, columns), _taken(self._flat_values, source, 1, columns))
 
-    def _grow(self, used: int) -> None:
-        self.keys = torch.cat([self.keys, self.keys.new_empty(*self.keys.shape[:-1], BLOCK)], dim=-1)
-        shape = self.values.shape
-        self.values = torch.cat([self.values, self.values.new_empty(*shape[:-2], BLOCK, shape[-1])], dim=-2)
+    def _set(self, keys: Tensor, values: Tensor) -> None:
+        """Takes (S, KV, W, D, room) keys and (S, KV, W, room, D) values."""
+        self._keys, self._values = keys, values
+        self._flat_keys, self._flat_values = keys.flatten(0, 2), values.flatten(0, 2)
+
+    def _grow(self) -> None:
+        *rows, _, dim = self._values.shape
+        self._set(
+            torch.cat([self._keys, self._keys.new_empty(*rows, dim, BLOCK)], dim=-1),
+            torch.cat([self._values, self._values.new_empty(*rows, BLOCK, dim)], dim=-2),
+        )
 
 
 def _products(mask: Tensor | None, query: Tensor, keys: Tensor) -> Tensor:

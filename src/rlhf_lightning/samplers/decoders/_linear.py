@@ -77,7 +77,7 @@ def make_linear(weight: Tensor, bias: Tensor | None, *, rows: int = 32) -> Linea
         bias: (N,) or None; kept as it is.
         rows: Typical number of rows.
     """
-    packs = weight.device.type == "cpu" and weight.dtype in _PACKED_TYPES and torch.backends.mkldnn.is_available()
+    packs = weight.device.type == "cpu" and weight.dtype in _PACKED_TYPES and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     if packs and weight.numel() >= PACK_FROM:
         return PackedLinear(weight, bias, rows)
     return TransposedLinear(weight, bias)

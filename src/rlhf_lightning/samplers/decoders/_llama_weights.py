@@ -83,7 +83,7 @@ def read_weights(model: PreTrainedModel, dtype: torch.dtype) -> LlamaWeights:
         model: A causal LM of the Llama family, possibly wrapped by peft.
         dtype: Of the copies.
     """
-    causal: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    causal: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     config, body = causal.config, causal.model
     reader = _Reader(dtype)
     head = reader.linear(causal.lm_head)

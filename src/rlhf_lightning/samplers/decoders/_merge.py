@@ -31,11 +31,11 @@ def effective_weight(module: nn.Module) -> Tensor:
 
 def base_layer(module: nn.Module) -> nn.Module:
     """The layer under peft's wrapper, or the layer itself."""
-    return module.get_base_layer() if _is_adapted(module) else module  # type: ignore[operator,no-any-return]
+    return module.get_base_layer() if _is_adapted(module) else module  # type: ignore[operator]
 
 
 def _is_adapted(module: nn.Module) -> bool:
-    return hasattr(module, "base_layer") or hasattr(module, "modules_to_save")
+    return "base_layer" in module._modules or "modules_to_save" in module._modules
 
 
 def _is_plain_lora(module: nn.Module) -> bool:

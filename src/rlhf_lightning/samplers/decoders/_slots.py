@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 MOST_WASTE = 1.1
-"""Rows, repeats included, may exceed the sequences by this factor. Wide slots save memory traffic, repeats cost work."""
+"""Rows, repeats included, may exceed sequences by this factor: wide slots save memory traffic, repeats cost work."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import copy
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +66,7 @@ class _HFSession(DecodingSession):
         self._next = self._next + 1
 
     def keep(self, rows: Tensor) -> None:
-        self._cache.reorder_cache(rows)
+        self._cache.reorder_cache(cast(torch.LongTensor, rows))
         self._mask, self._next, self.logits = self._mask[rows], self._next[rows], self.logits[rows]
 
     def _forward(self, ids: Tensor, positions: Tensor) -> None:
@@ -82,7 +82,7 @@ class _HFSession(DecodingSession):
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode (no dropout, no gradient checkpointing) for the time of the context, each module's own restored."""
+    """Evaluation mode (no dropout, no gradient checkpointing) inside the context; each module's own mode after it."""
     training = [module for module in model.modules() if module.training]
     for module in training:
         module.training = False
@@ -95,7 +95,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def _forward_arguments(model: PreTrainedModel) -> frozenset[str]:
     """Names that the model's forward takes, under any adapters."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     return frozenset(inspect.signature(base.forward).parameters)
 
 

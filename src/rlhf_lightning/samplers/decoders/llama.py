@@ -79,12 +79,16 @@ class _LlamaSession(DecodingSession):
         self, weights: LlamaWeights, prompts: Sequence[Sequence[int]], owner: Tensor, max_new_tokens: int
     ) -> None:
         self._w, self._device = weights, weights.embedding.device
-        self._scale = weights.head_dim**-0.5
         self._wide = torch.float64 if weights.embedding.dtype == torch.float64 else torch.float32
         on_cpu = self._device.type == "cpu"
         self._cache_dtype = self._wide if on_cpu else weights.embedding.dtype
         self.single_threaded = on_cpu and len(owner) * weights.largest < SECOND_THREAD_FROM
+        self._head_scale = torch.ones(weights.heads + weights.kv_heads, 1, dtype=self._wide, device=self._device)
+        self._head_scale[: weights.heads] = weights.head_dim**-0.5
         self._column, self._owners = 0, owner.tolist()
+        self._caches: list[LayerCache] = []
+        self._position: Tensor
+        self._slot_mask: Tensor | None = None
         self._slots = group(self._owners)
         self._room = min(max_new_tokens, BLOCK)
         self._rotations = self._rotation_table(max(map(len, prompts)) + max_new_tokens)
@@ -92,7 +96,7 @@ class _LlamaSession(DecodingSession):
 
     def step(self, tokens: Tensor) -> None:
         tokens = tokens if self._fill is None else tokens[self._fill]
-        rotation = self._rotations[self._position].unsqueeze(1)
+        rotation = self._rotations[self._position].unsqueeze(1) * self._head_scale
         x = F.embedding(tokens, self._w.embedding)
         for layer, cache in zip(self._w.layers, self._caches, strict=True):
             x = self._layer(layer, cache, x, rotation)
@@ -117,9 +121,8 @@ class _LlamaSession(DecodingSession):
 
     def _layer(self, layer: LlamaLayer, cache: LayerCache, x: Tensor, rotation: Tensor) -> Tensor:
         query, key, value = self._qkv(layer, x, rotation)
-        shape = (len(self._slots.prompts), self._slots.width, self._w.kv_heads, -1, self._w.head_dim)
-        cache.append(self._column, key.view(shape).squeeze(3), value.view(shape).squeeze(3))
-        read = cache.attend(query.view(shape), self._mask, self._column + 1, self._scale)
+        cache.append(self._column, key.view(self._kv_shape), value.view(self._kv_shape))
+        read = cache.attend(query.view(self._query_shape), self._mask, self._column + 1)
         return self._mlp(layer, layer.out.onto(x, read.to(x.dtype)))
 
     def _mlp(self, layer: LlamaLayer, x: Tensor) -> Tensor:
@@ -133,7 +136,7 @@ class _LlamaSession(DecodingSession):
         Args:
             layer: The layer.
             x: (R, d).
-            rotation: Complex, (R, 1, D/2).
+            rotation: Complex, (R, H + KV, D/2), the scale of query-key products in the query's part.
         """
         w = self._w
         rotated = w.heads + w.kv_heads
@@ -143,7 +146,7 @@ class _LlamaSession(DecodingSession):
             pair = self._head_normed(qkv, layer.q_norm, layer.k_norm)
         else:
             pair = qkv[:, :rotated]
-        pair = torch.view_as_complex(pair.to(self._wide).unflatten(2, (-1, 2))) * rotation
+        pair = torch.view_as_complex(pair.to(self._wide).view(len(x), rotated, -1, 2)) * rotation
         turned = torch.view_as_real(pair).flatten(2).to(self._cache_dtype)
         return turned[:, : w.heads], turned[:, w.heads :], qkv[:, rotated:].to(self._cache_dtype)
 
@@ -160,9 +163,8 @@ class _LlamaSession(DecodingSession):
         """Reads the prompts, padded on the right: what a causal model computes on real tokens does not see it."""
         count, width = len(prompts), max(map(len, prompts))
         padded = self._index([list(prompt) + [0] * (width - len(prompt)) for prompt in prompts])
-        rotation = self._rotations[:width].repeat(count, 1).unsqueeze(1)
+        rotation = self._rotations[:width].repeat(count, 1).unsqueeze(1) * self._head_scale
         x = F.embedding(padded.view(-1), self._w.embedding)
-        self._caches = []
         for layer in self._w.layers:
             x, key, value = self._prefill_layer(layer, x, rotation, count)
             self._caches.append(self._new_cache(key, value))
@@ -179,7 +181,7 @@ class _LlamaSession(DecodingSession):
         query, key, value = (
             part.view(count, -1, *part.shape[1:]).transpose(1, 2) for part in self._qkv(layer, x, rotation)
         )
-        read = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=self._scale, enable_gqa=True)
+        read = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=1.0, enable_gqa=True)
         x = layer.out.onto(x, read.transpose(1, 2).reshape(len(x), -1).to(x.dtype))
         return self._mlp(layer, x), key, value
 
@@ -187,13 +189,12 @@ class _LlamaSession(DecodingSession):
         """From (P, KV, L, D) keys and values of the prompts."""
         slots = self._index(self._slots.prompts)
         key, value = key.transpose(2, 3)[slots].contiguous(), value[slots].contiguous()
-        rows = (len(slots), self._w.kv_heads, self._slots.width)
-        dim = self._w.head_dim
         return LayerCache(
-            prompt_keys=key.flatten(0, 1),
-            prompt_values=value.flatten(0, 1),
-            keys=key.new_empty(*rows, dim, self._room),
-            values=value.new_empty(*rows, self._room, dim),
+            key.flatten(0, 1),
+            value.flatten(0, 1),
+            kv_heads=self._w.kv_heads,
+            width=self._slots.width,
+            room=self._room,
         )
 
     def _padding_mask(self, lengths: Tensor, width: int) -> Tensor | None:
@@ -207,6 +208,8 @@ class _LlamaSession(DecodingSession):
     def _settle(self) -> None:
         """Indices that follow from the grouping; None where rows are the sequences in order."""
         slots: Slots = self._slots
+        self._kv_shape = (len(slots.prompts), slots.width, self._w.kv_heads, self._w.head_dim)
+        self._query_shape = (*self._kv_shape[:3], -1, self._w.head_dim)
         self._fill = None if slots.trivial else self._index(slots.members)
         self._places = self._index(slots.places)
         self._mask = None
