@@ -93,6 +93,16 @@ def test_sequences_do_not_depend_on_their_batch_mates(decoder):
             torch.testing.assert_close(together.logprobs[row, :length], alone.logprobs[0], atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("questions", [("ab",), ("ab", "cde")])
+@pytest.mark.parametrize("samples", [1, 2])
+def test_any_number_of_prompts_samples_and_heads(kv_heads, questions, samples):
+    model = random_model("llama", scale=2.0, num_key_value_heads=kv_heads)
+    rollout = sample(bound(model, max_new_tokens=5), samples, *questions)
+    assert len(rollout.texts) == len(questions) * samples
+    assert worst_error(model, rollout) < 1e-4
+
+
 @pytest.mark.parametrize("decoder", ["llama", "hf"])
 @pytest.mark.parametrize("batch_size", [1, 5, 12, 13])
 def test_the_batch_size_changes_nothing(decoder, batch_size):

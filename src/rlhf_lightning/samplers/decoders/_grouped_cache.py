@@ -52,7 +52,7 @@ class LayerCache:
         """
         slots, width, kv_heads, ratio, dim = query.shape
         heads, length = slots * kv_heads, self._prompt_keys.shape[-1]
-        shared = query.transpose(1, 2).reshape(heads, width * ratio, dim)
+        shared = query.transpose(1, 2).contiguous().view(heads, width * ratio, dim)
         to_prompt = _products(mask, shared, self._prompt_keys).view(-1, ratio, length)
         to_own = torch.bmm(shared.view(-1, ratio, dim), self._flat_keys.narrow(2, 0, columns))
         weights = torch.softmax(torch.cat([to_prompt, to_own], dim=2), dim=2)
