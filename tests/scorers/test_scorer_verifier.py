@@ -53,7 +53,7 @@ def test_a_busy_loop_is_stopped_too_and_the_reason_told(scorer):
     items = [("obedient", Problem("p", "q"), text) for text in ("spin", "crash", "boom", "7")]
     assert scorer.outcomes(items) == [
         (None, "stopped after 0.5 s"),
-        (None, "the verifier's process ended with exit code 3"),
+        (None, "the verifier ended its process (exit code 3)"),
         (None, "ValueError: bad answer"),
         (7.0, None),
     ]

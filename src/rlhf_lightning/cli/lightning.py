@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from argparse import ArgumentError
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from rlhf_lightning.errors import ConfigError, RLHFError
 SUBCOMMANDS = tuple(LightningCLI.subcommands())
 TRAINER_DEFAULTS: dict[str, Any] = {
     "devices": 1,
+    "enable_model_summary": False,
     "log_every_n_steps": 1,
     "num_sanity_val_steps": 0,
     "reload_dataloaders_every_n_epochs": 1,
@@ -67,6 +69,7 @@ class RLHFCLI(LightningCLI):
     folder: RunFolder
     ckpt_path: str | None = None
     run_dir: Path | None = None
+    begins_again: bool = False
 
     def __init__(self, argv: Sequence[str]) -> None:
         kwargs = {"exit_on_error": False, "dump_header": _HEADER}
@@ -145,6 +148,9 @@ class RLHFCLI(LightningCLI):
         preflight = getattr(self.model, "preflight", None)
         if callable(preflight):
             preflight(self.datamodule)
+        describe = getattr(self.model, "describe", None)
+        if callable(describe):
+            print(describe())
 
     @property
     def _own(self) -> Any:
@@ -162,6 +168,10 @@ class RLHFCLI(LightningCLI):
         given = self.ckpt_path
         if given is None or given in ("best", "hpc"):
             return given
+        if given == "last" and self.subcommand == "fit" and self.folder.is_begun():
+            print(f"{self.folder.path} has no checkpoint yet: the run begins again", file=sys.stderr)
+            self.begins_again = True
+            return None
         return str(self.folder.last_checkpoint() if given == "last" else existing_checkpoint(given))
 
     def _open_folder(self) -> Path:
@@ -172,7 +182,7 @@ class RLHFCLI(LightningCLI):
         if getattr(rank_zero_only, "rank", 0) != 0:
             return self.folder.path
         checkpoint = self._own["ckpt_path"]
-        goes_on = checkpoint is not None and self.folder.holds(checkpoint)
+        goes_on = self.begins_again or (checkpoint is not None and self.folder.holds(checkpoint))
         return self.folder.make() if goes_on else self.folder.open_new()
 
 

@@ -69,8 +69,10 @@ def _train(words: list[str]) -> int:
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
     from rlhf_lightning.cli.lightning import RLHFCLI
+    from rlhf_lightning.cli.quiet import quieten
     from rlhf_lightning.plugins import load_builtins
 
+    quieten()
     load_builtins()
     try:
         RLHFCLI(words)

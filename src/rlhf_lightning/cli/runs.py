@@ -10,6 +10,7 @@ from rlhf_lightning.errors import RunFolderError
 from rlhf_lightning.registry import nearest
 
 CHECKPOINTS = "checkpoints"
+CONFIG_FILE = "config.yaml"
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,10 @@ class RunFolder:
             return self.path.is_file() or (self.path.is_dir() and any(self.path.iterdir()))
         except OSError as error:
             raise RunFolderError(f"run folder {self.path} cannot be read: {error.strerror or error}") from error
+
+    def is_begun(self) -> bool:
+        """Whether a run was begun here and ended before its first checkpoint, so that going on is starting again."""
+        return (self.path / CONFIG_FILE).is_file() and not any((self.path / CHECKPOINTS).glob("*.ckpt"))
 
     def holds(self, checkpoint: str) -> bool:
         """Whether a checkpoint lies inside this folder."""

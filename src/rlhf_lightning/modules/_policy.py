@@ -117,6 +117,10 @@ class PolicyModule(GeneratingModule):
         """Prompts whose rollouts are finished."""
         return self.rollout_index * self.plan.prompts_per_rollout
 
+    def describe(self) -> str:
+        """The run's batch arithmetic, in a line."""
+        return str(self.plan)
+
     def configure_model(self) -> None:
         """Loads policy and reference, and connects the parts."""
         if self.policy is not None:

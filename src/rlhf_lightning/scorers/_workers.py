@@ -17,21 +17,22 @@ from multiprocessing.connection import wait
 
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.protocols import Task
-from rlhf_lightning.scorers._child import Outcome
+from rlhf_lightning.scorers._child import Done, Outcome, Refused, Started
 from rlhf_lightning.types import Problem
 
 Item = tuple[str, Problem, str]
 """Task name, problem, response."""
 
 _START_LIMIT = 120.0
+_FORK_LIMIT = 30.0
 _REMEDY = "Put the task's class into a module that can be imported, or set isolate: false"
 
 
 class Workers:
     """A few processes that score items in parallel, each item within its own time limit.
 
-    The processes are fresh interpreters, not forks: a fork of a process whose torch has threads can deadlock, and the
-    fresh starts of :mod:`multiprocessing` would run an unguarded main script again.
+    The processes descend from fresh interpreters, not from this one: a fork of a process whose torch has threads can
+    deadlock, and the fresh starts of :mod:`multiprocessing` would run an unguarded main script again.
 
     Args:
         tasks: The tasks by name; they must pickle.
@@ -85,23 +86,25 @@ class Workers:
                 if not worker.alive:
                     self._workers[slot] = worker = _Worker(self._payload)
                     worker.await_ready()
-                worker.give(*queue.popleft(), deadline=time.monotonic() + self._time_limit)
+                worker.give(*queue.popleft(), self._time_limit)
 
 
 class _Worker:
-    """One process and what it is at."""
+    """One nursery with its child (see :mod:`_child`), and what it is at."""
 
     def __init__(self, payload: bytes) -> None:
         self.connection, theirs = Pipe()
         boot = f"import sys; sys.path[:] = {sys.path!r}; from rlhf_lightning.scorers._child import main; "
         boot += f"main({theirs.fileno()}, {os.getpid()})"
-        self._process = subprocess.Popen(
+        self._nursery = subprocess.Popen(
             [sys.executable, "-c", boot],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
-            start_new_session=True,  # a Ctrl-C at the terminal is the parent's to handle; kills reach grandchildren
+            start_new_session=True,  # a Ctrl-C at the terminal is the owner's to handle
         )
         theirs.close()
+        self._child: int | None = None
+        self._serial = 0
         self.position: int | None = None
         self.deadline = 0.0
         with contextlib.suppress(BrokenPipeError):  # died at once: await_ready says so
@@ -109,44 +112,75 @@ class _Worker:
 
     @property
     def alive(self) -> bool:
-        return self._process.poll() is None
+        return self._nursery.poll() is None
 
     def await_ready(self) -> None:
-        try:
-            problem = self.connection.recv() if self.connection.poll(_START_LIMIT) else f"no sign in {_START_LIMIT:g} s"
-        except (EOFError, ConnectionError):
-            problem = f"it ended with exit code {self._process.wait()}"
-        if problem is not None:
+        said = self._receive(_START_LIMIT)
+        if not isinstance(said, Started):
             self.kill()
-            raise ConfigError(f"scorer verifier: the worker process could not start: {problem}. {_REMEDY}")
+            reason = said.reason if isinstance(said, Refused) else f"exit code {self._nursery.wait()}"
+            raise ConfigError(f"scorer verifier: the worker process could not start: {reason}. {_REMEDY}")
+        self._child = said.pid
 
-    def give(self, position: int, item: Item, deadline: float) -> None:
-        self.position, self.deadline = position, deadline
+    def give(self, position: int, item: Item, time_limit: float) -> None:
+        self.position, self.deadline = position, time.monotonic() + time_limit
+        self._serial += 1
         with contextlib.suppress(BrokenPipeError):  # died since: collect says so
-            self.connection.send(item)
+            self.connection.send((self._serial, *item))
 
     def collect(self, outcomes: dict[int, Outcome], time_limit: float) -> None:
         """Notes the outcome, if there is one by now."""
         if self.position is None:
             return
-        try:
-            if self.connection.poll():
-                outcome = self.connection.recv()
-            elif time.monotonic() < self.deadline:
-                return
-            else:
-                self.kill()
-                outcome = (None, f"stopped after {time_limit:g} s")
-        except (EOFError, ConnectionError):
-            outcome = (None, f"the verifier's process ended with exit code {self._process.wait()}")
+        outcome = self._outcome(time_limit)
+        if outcome is not None:
+            outcomes[self.position], self.position = outcome, None
+
+    def _outcome(self, time_limit: float) -> Outcome | None:
+        if self.connection.poll():
+            said = self._receive(0.0)
+            if isinstance(said, Done):
+                return said.outcome if said.serial == self._serial else None
+            if isinstance(said, Started):
+                self._child = said.pid
+                return None, f"the verifier ended its process (exit code {said.before})"
             self.kill()
-        outcomes[self.position], self.position = outcome, None
+            return None, f"the verifier's process ended (exit code {self._nursery.wait()})"
+        if time.monotonic() < self.deadline:
+            return None
+        self._replace_child()
+        return None, f"stopped after {time_limit:g} s"
+
+    def _replace_child(self) -> None:
+        """Kills the child, whose nursery then brings up the next."""
+        _kill_group(self._child)
+        said = self._receive(_FORK_LIMIT)
+        while isinstance(said, Done):  # it was done just before the kill
+            said = self._receive(_FORK_LIMIT)
+        if isinstance(said, Started):
+            self._child = said.pid
+        else:
+            self.kill()
+
+    def _receive(self, timeout: float) -> Refused | Started | Done | None:
+        """The next message; None if none comes in time, or the other end is gone."""
+        try:
+            return self.connection.recv() if self.connection.poll(timeout) else None  # type: ignore[no-any-return]
+        except (EOFError, OSError, pickle.UnpicklingError):
+            return None
 
     def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        _kill_group(self._nursery.pid)
+        self._nursery.wait()
+        _kill_group(self._child)
         self.connection.close()
+
+
+def _kill_group(pid: int | None) -> None:
+    """Ends a process and what it has started."""
+    if pid is not None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)
 
 
 def _stop_all(workers: list[_Worker], owner: int) -> None:
