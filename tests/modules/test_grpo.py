@@ -137,6 +137,15 @@ def test_decoding_at_another_precision_recomputes_the_old_logprobs(tmp_path, rec
     assert record.rows[0]["ratio/mean"] == pytest.approx(1.0, abs=1e-6)
 
 
+def test_mixed_precision_starts_at_ratio_one(tmp_path, record):
+    """The update runs under autocast, the sampler does not: its log-probs are not taken for the old ones."""
+    module = grpo(scorers=[EvenTokens()], updates_per_rollout=1, kl_loss=KLTerm())
+    trainer(tmp_path, callbacks=[record], precision="bf16-mixed").fit(module, datamodule=prompts())
+    assert module.sampler.exact
+    assert record.rows[0]["ratio/mean"] == pytest.approx(1.0, abs=1e-6)
+    assert abs(record.rows[0]["kl/ref_k3_per_token"]) < 1e-8
+
+
 def test_resuming_with_another_seed_is_refused(tmp_path):
     module = grpo(scorers=[EvenTokens()])
     fitted = trainer(tmp_path)

@@ -1,9 +1,11 @@
 """Tasks whose verifier does what the response says; a module of its own, so that worker processes can import it."""
 
+import contextlib
 import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from rlhf_lightning.protocols import Task
 from rlhf_lightning.types import Problem
@@ -28,10 +30,8 @@ def crash(problem):
 
 def swallow_all(problem):
     while True:
-        try:
+        with contextlib.suppress(BaseException):
             time.sleep(60)
-        except BaseException:
-            pass
 
 
 def chatter(problem):
@@ -42,8 +42,7 @@ def chatter(problem):
 
 def leave_a_child(problem):
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    with open(problem.metadata["pid_file"], "w") as file:
-        file.write(str(child.pid))
+    Path(problem.metadata["pid_file"]).write_text(str(child.pid))
     time.sleep(60)
 
 

@@ -107,7 +107,7 @@ def test_close_ends_the_processes_and_the_next_call_starts_new_ones(rollout_of):
     (pid,) = {int(v) for v in scorer(rollout_of(["pid"])).values.tolist()}
     copy = pickle.loads(pickle.dumps(scorer))
     scorer.close()
-    assert not alive(pid)
+    assert gone(pid)
     assert copy(rollout_of(["pid"])).values.item() != pid
     copy.close()
 
@@ -143,17 +143,17 @@ print(pid, flush=True)
 def test_a_task_that_cannot_travel_is_refused_with_the_remedy(rollout_of):
     scorer = VerifierScorer()
     scorer.bind({"obedient": Unimportable()})
-    with pytest.raises(ConfigError, match="could not start: .*no module of that name over here.*isolate: false"):
+    with pytest.raises(ConfigError, match=r"could not start: .*no module of that name over here.*isolate: false"):
         scorer(rollout_of(["1"]))
     unpicklable = Obedient()
     unpicklable.handle = lambda: None
     scorer.bind({"obedient": unpicklable})
-    with pytest.raises(ConfigError, match="cannot be pickled.*isolate: false"):
+    with pytest.raises(ConfigError, match=r"cannot be pickled.*isolate: false"):
         scorer(rollout_of(["1"]))
 
 
 def test_an_unknown_task_names_the_nearest(scorer, rollout_of):
-    with pytest.raises(ConfigError, match="no task 'obediant'. Did you mean 'obedient'"):
+    with pytest.raises(ConfigError, match=r"no task 'obediant'\. Did you mean 'obedient'"):
         scorer(rollout_of(["1"], task="obediant"))
 
 

@@ -125,9 +125,7 @@ def test_off_by_one_steps():
 def test_carries_are_forgotten_as_often_as_declared():
     """Of the first steps with a carry, 60 % ± 4 standard deviations (0.0155 each at 1000 draws)."""
     task = make(carry_error=0.6)
-    with_carry = (
-        d for d in task.demonstrations() if sum(x % 10 for x in d.problem.metadata["operands"][:2]) >= 10
-    )
+    with_carry = (d for d in task.demonstrations() if sum(x % 10 for x in d.problem.metadata["operands"][:2]) >= 10)
     share = sum(not d.step_correct[0] for d in islice(with_carry, 1000)) / 1000
     assert 0.538 < share < 0.662
 

@@ -111,7 +111,10 @@ def test_it_pickles_without_its_rows(train):
     [
         ('{"question": "a", "answer": 1}\n{"question": "b"\n', "bad.jsonl, line 2: not valid JSON, .* at column 17"),
         ('{"question": "a", "answer": 1}\n\n[1]\n', "bad.jsonl, line 3: must be a JSON object, got list"),
-        ('{"question": "a", "answers": 1}\n', "line 1: no field 'answer'. Did you mean 'answers'.*Present: question, an"),
+        (
+            '{"question": "a", "answers": 1}\n',
+            "line 1: no field 'answer'. Did you mean 'answers'.*Present: question, an",
+        ),
         ('{"question": ["a"], "answer": 1}\n', "line 1: field 'question' must be text or a number, got list"),
         ('{"question": "a", "answer": null}\n', "line 1: field 'answer' must be text or a number, got NoneType"),
         ('{"question": " ", "answer": 1}\n', "line 1: field 'question' is empty"),

@@ -141,11 +141,16 @@ class PolicyModule(GeneratingModule):
             advantage=self.advantage,
             kl_reward=self.kl_reward,
             reference=self._reference_logprobs if self._needs_reference else None,
-            behaviour=None if self.sampler.exact else self._policy_logprobs,
+            behaviour=None if self._sampler_is_exact else self._policy_logprobs,
             values=None,
             metrics=self.extra_metrics,
             events=self.events,
         )
+
+    @property
+    def _sampler_is_exact(self) -> bool:
+        """Whether the sampler's log-probs are the trainer's own: not under autocast, which the sampler doesn't use."""
+        return self.sampler.exact and "mixed" not in str(self.trainer.precision)
 
     @property
     def _needs_reference(self) -> bool:
@@ -192,15 +197,23 @@ class PolicyModule(GeneratingModule):
         return one_pass * self.plan.epochs_per_rollout
 
     def _policy_logprobs(self, rollout: Rollout) -> Tensor:
-        return rollout_logprobs(self.policy, rollout, token_budget=self.plan.token_budget, chunk_size=self.logits_chunk)
+        return self._logprobs(self.policy, rollout)
 
     def _reference_logprobs(self, rollout: Rollout) -> Tensor:
         if self.reference is None:
             with adapters_off(self.policy):
                 return self._policy_logprobs(rollout)
-        return rollout_logprobs(
-            self.reference, rollout, token_budget=self.plan.token_budget, chunk_size=self.logits_chunk
-        )
+        return self._logprobs(self.reference, rollout)
+
+    def _logprobs(self, model: PreTrainedModel | None, rollout: Rollout) -> Tensor:
+        """At the precision that training steps run at: in another one, a ratio of 1 would not be 1."""
+        with self.trainer.precision_plugin.forward_context():
+            return rollout_logprobs(
+                model,
+                rollout,
+                token_budget=self.plan.token_budget,
+                chunk_size=self.logits_chunk,  # type: ignore[arg-type]
+            )
 
     # ---- one update -------------------------------------------------------------------------------------------------
 

@@ -165,7 +165,7 @@ class _Worker:
     def _receive(self, timeout: float) -> Refused | Started | Done | None:
         """The next message; None if none comes in time, or the other end is gone."""
         try:
-            return self.connection.recv() if self.connection.poll(timeout) else None  # type: ignore[no-any-return]
+            return self.connection.recv() if self.connection.poll(timeout) else None
         except (EOFError, OSError, pickle.UnpicklingError):
             return None
 

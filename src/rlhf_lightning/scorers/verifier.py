@@ -24,9 +24,9 @@ class VerifierScorer(Scorer):
 
     A verifier that hangs, raises, ends its process or returns no finite number does not stop training: the response
     gets ``failure_score``, is marked in ``Scores.failed``, and the first reason of a rollout is logged as a warning.
-    Hanging is ended by killing the process, so verifiers run in processes of their own (started when first
-    needed, which takes a second or two), except those of tasks with ``trusted_fast = True``, which say of themselves that they neither hang
-    nor end the process. Those run in place, without a time limit.
+    Hanging is ended by killing the process, so verifiers run in processes of their own (started when first needed,
+    which takes a second or two), except those of tasks with ``trusted_fast = True``, which say of themselves that they
+    neither hang nor end the process. Those run in place, without a time limit.
 
     Args:
         time_limit: Wall-clock seconds that one response may take.
