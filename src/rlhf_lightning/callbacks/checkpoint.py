@@ -9,7 +9,9 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from rlhf_lightning.callbacks.run_folder import run_dir_of
 from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.runs import CHECKPOINTS_FOLDER
 
 
 class RolloutCheckpoint(Checkpoint):
@@ -19,15 +21,22 @@ class RolloutCheckpoint(Checkpoint):
     ``last.ckpt`` always names the newest. What happened after it is repeated on resume, to the same numbers.
 
     Args:
-        folder: Where checkpoints go.
+        folder: Where checkpoints go; ``checkpoints`` in the run's folder when not given.
         every: Epochs between two checkpoints.
         keep: How many are kept, the newest first; 0 keeps all.
     """
 
-    def __init__(self, folder: str | Path, every: int = 1, keep: int = 2) -> None:
+    def __init__(self, folder: str | Path | None = None, every: int = 1, keep: int = 2) -> None:
         if every < 1 or keep < 0:
             raise ConfigError(f"RolloutCheckpoint: every ({every}) must be at least 1 and keep ({keep}) at least 0")
-        self.folder, self.every, self.keep = Path(folder), every, keep
+        self.every, self.keep = every, keep
+        self.folder = Path(CHECKPOINTS_FOLDER if folder is None else folder)
+        self._in_run_folder = folder is None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Finds the run's folder, where no other was given."""
+        if self._in_run_folder:
+            self.folder = run_dir_of(trainer) / CHECKPOINTS_FOLDER
 
     @property
     def last(self) -> Path:

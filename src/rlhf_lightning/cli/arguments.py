@@ -136,6 +136,8 @@ class _Override:
             return list(option.words)
         key = plain(option.key)
         _check_top("command line: ", key[0], self.keys, prefix="--")
+        for below in [known for known in self.document.sources if known[: len(key)] == key]:
+            del self.document.sources[below]
         self.document.sources[key] = "command line"
         return self._module(option, key) if key[:1] in SHORT_NAMES else self._other(option, key)
 

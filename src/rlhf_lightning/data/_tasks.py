@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -187,8 +188,10 @@ class TaskData(LightningDataModule):
 
     def val_dataloader(self) -> Any:
         """Batches of held-out prompts for ``validate``; none while fitting, where a callback evaluates."""
-        fitting = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
-        return [] if fitting else self.held_out_batches()
+        if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
+            return self.held_out_batches()
+        warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")  # it is meant to be
+        return []
 
     def test_dataloader(self) -> DataLoader[Prompt]:
         """Batches of held-out prompts."""

@@ -17,7 +17,7 @@ from rlhf_lightning.models.prepare import frozen, frozen_copy
 from rlhf_lightning.models.rollout_logprobs import rollout_logprobs
 from rlhf_lightning.modules._generating import GeneratingModule
 from rlhf_lightning.modules.evaluation import samples_of
-from rlhf_lightning.modules.plan import BatchPlan, check_group_size
+from rlhf_lightning.modules.plan import BatchPlan, check_aggregation, check_group_size, check_token_budget
 from rlhf_lightning.pipeline import Pipeline
 from rlhf_lightning.protocols import (
     AdvantageEstimator,
@@ -34,6 +34,8 @@ from rlhf_lightning.types import Experience, Rollout, UpdateBatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from rlhf_lightning.data.prompts import PromptData
 
 
 class PolicyModule(GeneratingModule):
@@ -105,6 +107,7 @@ class PolicyModule(GeneratingModule):
             prompts_per_rollout, samples_per_prompt, updates_per_rollout, epochs_per_rollout, token_budget
         )
         check_group_size(samples_per_prompt, [advantage, *reward_transforms])
+        check_aggregation(aggregation)
         self.reference_source, self.advantage, self.policy_loss = reference, advantage, policy_loss
         self.scorer = combine(scorers, scorer_weights)
         self.transforms, self.extra_metrics = reward_transforms, metrics or []
@@ -116,6 +119,16 @@ class PolicyModule(GeneratingModule):
     def prompts_seen(self) -> int:
         """Prompts whose rollouts are finished."""
         return self.rollout_index * self.plan.prompts_per_rollout
+
+    def preflight(self, data: PromptData) -> None:
+        """As for every generating module; and that the first rollout's prompts, answered at length, fit a micro-batch.
+
+        Raises:
+            ConfigError: Naming ``token_budget`` and what it must be at least.
+        """
+        super().preflight(data)
+        longest = max(len(prompt.tokens) for prompt in data.train_prompts(0, self.plan.prompts_per_rollout))
+        check_token_budget(self.plan.token_budget, longest, self.sampler.params.max_new_tokens)
 
     def describe(self) -> str:
         """The run's batch arithmetic, in a line."""

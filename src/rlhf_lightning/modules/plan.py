@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.functional import AGGREGATION_MODES
+from rlhf_lightning.registry import nearest
 
 
 @dataclass(frozen=True)
@@ -72,3 +74,29 @@ def check_group_size(samples_per_prompt: int, parts: list[object]) -> None:
                 f"samples_per_prompt is {samples_per_prompt}, but {type(part).__name__} compares the samples of a "
                 f"prompt with each other and needs at least {least}"
             )
+
+
+def check_aggregation(mode: str) -> None:
+    """Refuses an aggregation that there is not.
+
+    Raises:
+        ConfigError: With the nearest, and all there are.
+    """
+    if mode not in AGGREGATION_MODES:
+        near = nearest(mode, AGGREGATION_MODES)
+        hint = f" Did you mean {near!r}?" if near else ""
+        raise ConfigError(f"aggregation: there is no {mode!r}.{hint} Known: {', '.join(AGGREGATION_MODES)}")
+
+
+def check_token_budget(token_budget: int, longest_prompt: int, max_new_tokens: int) -> None:
+    """Refuses micro-batches that one prompt with one response would not fit.
+
+    Raises:
+        ConfigError: With the least that is enough.
+    """
+    least = longest_prompt + max_new_tokens - 1
+    if token_budget < least:
+        raise ConfigError(
+            f"token_budget is {token_budget}, but a prompt of {longest_prompt} tokens with a response of up to "
+            f"{max_new_tokens} takes {least} in a row: make it at least {least}"
+        )

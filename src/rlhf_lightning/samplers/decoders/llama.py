@@ -123,10 +123,10 @@ class _LlamaSession(DecodingSession):
         query, key, value = self._qkv(layer, x, rotation)
         cache.append(self._column, key.view(self._kv_shape), value.view(self._kv_shape))
         read = cache.attend(query.view(self._query_shape), self._mask, self._column + 1)
-        return self._mlp(layer, layer.out.onto(x, read.to(x.dtype)))
+        return self._mlp(layer, layer.out.onto(x, _cast(read, x.dtype)))
 
     def _mlp(self, layer: LlamaLayer, x: Tensor) -> Tensor:
-        hidden = layer.gate_up(F.rms_norm(x, layer.norm2.shape, layer.norm2, self._w.eps))
+        hidden = layer.gate_up(torch.rms_norm(x, layer.norm2.shape, layer.norm2, self._w.eps))
         gate, up = hidden.chunk(2, dim=-1)
         return layer.down.onto(x, F.silu(gate).mul_(up))
 
@@ -140,24 +140,24 @@ class _LlamaSession(DecodingSession):
         """
         w = self._w
         rotated = w.heads + w.kv_heads
-        qkv = layer.qkv(F.rms_norm(x, layer.norm1.shape, layer.norm1, w.eps))
-        qkv = qkv.view(len(x), rotated + w.kv_heads, w.head_dim)
+        qkv = layer.qkv(torch.rms_norm(x, layer.norm1.shape, layer.norm1, w.eps))
+        qkv = qkv.view(x.shape[0], rotated + w.kv_heads, w.head_dim)
         if layer.q_norm is not None and layer.k_norm is not None:
             pair = self._head_normed(qkv, layer.q_norm, layer.k_norm)
         else:
             pair = qkv[:, :rotated]
-        pair = torch.view_as_complex(pair.to(self._wide).view(len(x), rotated, -1, 2)) * rotation
-        turned = torch.view_as_real(pair).flatten(2).to(self._cache_dtype)
-        return turned[:, : w.heads], turned[:, w.heads :], qkv[:, rotated:].to(self._cache_dtype)
+        pair = torch.view_as_complex(_cast(pair, self._wide).view(x.shape[0], rotated, -1, 2)) * rotation
+        turned = _cast(torch.view_as_real(pair).flatten(2), self._cache_dtype)
+        return turned[:, : w.heads], turned[:, w.heads :], _cast(qkv[:, rotated:], self._cache_dtype)
 
     def _head_normed(self, qkv: Tensor, q_norm: Tensor, k_norm: Tensor) -> Tensor:
         w = self._w
-        query = F.rms_norm(qkv[:, : w.heads], q_norm.shape, q_norm, w.eps)
-        key = F.rms_norm(qkv[:, w.heads : w.heads + w.kv_heads], k_norm.shape, k_norm, w.eps)
+        query = torch.rms_norm(qkv[:, : w.heads], q_norm.shape, q_norm, w.eps)
+        key = torch.rms_norm(qkv[:, w.heads : w.heads + w.kv_heads], k_norm.shape, k_norm, w.eps)
         return torch.cat([query, key], dim=1)
 
     def _logits(self, x: Tensor) -> Tensor:
-        return self._w.head(F.rms_norm(x, self._w.norm.shape, self._w.norm, self._w.eps))
+        return self._w.head(torch.rms_norm(x, self._w.norm.shape, self._w.norm, self._w.eps))
 
     def _prefill(self, prompts: Sequence[Sequence[int]]) -> None:
         """Reads the prompts, padded on the right: what a causal model computes on real tokens does not see it."""
@@ -225,3 +225,8 @@ class _LlamaSession(DecodingSession):
 
     def _index(self, numbers: Any) -> Tensor:
         return torch.tensor(numbers, dtype=torch.int64, device=self._device)
+
+
+def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``x.to(dtype)``, without the call where nothing changes: it is made several times a layer and token."""
+    return x if x.dtype == dtype else x.to(dtype)
