@@ -42,13 +42,13 @@ class LoRA:
                 target_modules=self.target_modules,
                 task_type="CAUSAL_LM",
             )
-            return get_peft_model(model, config)
+            return get_peft_model(model, config)  # type: ignore[return-value]
 
 
 @contextmanager
 def adapters_off(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     """The model as it was before its adapters, for the time of the context."""
-    with model.disable_adapter():
+    with model.disable_adapter():  # type: ignore[operator]
         yield model
 
 

@@ -196,7 +196,7 @@ class SmolLM2(ModelSource):
         assert spec is not None and spec.submodule_search_locations is not None
         source = spec.submodule_search_locations[0]
         model = AutoModelForCausalLM.from_pretrained(source, gguf_file=self.file, dtype=torch.float32)
-        model.hf_quantizer, model.is_quantized = None, False
+        model.hf_quantizer, model.is_quantized = None, False  # type: ignore[assignment]
         del model.config.quantization_config
         aside = target.with_name(f"{target.name}.{os.getpid()}")
         model.save_pretrained(aside)

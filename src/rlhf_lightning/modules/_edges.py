@@ -26,7 +26,9 @@ from rlhf_lightning.modules.optim import clip_by_group, named_groups, warm_up
 class MicroBatch(Protocol):
     """Anything that knows into how many micro-batches its update was cut, and how many tokens it trains on."""
 
-    micro_batches: int
+    @property
+    def micro_batches(self) -> int:
+        """k, the same for all updates of an epoch."""
 
     @property
     def tokens(self) -> int:
@@ -102,9 +104,9 @@ class EdgeModule(LightningModule):
         """Undoes what Lightning (accumulation) and DDP (ranks) will divide the loss by."""
         return self.trainer.accumulate_grad_batches * self.trainer.world_size
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
         """One optimizer over named groups, warm-up then constant."""
-        optimizer = self.make_optimizer(named_groups(self.parameter_groups()))  # type: ignore[arg-type]
+        optimizer = self.make_optimizer(named_groups(self.parameter_groups()))
         return {"optimizer": optimizer, "lr_scheduler": warm_up(optimizer, self.warmup_updates)}
 
     def configure_gradient_clipping(

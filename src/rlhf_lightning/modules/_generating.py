@@ -21,7 +21,7 @@ from rlhf_lightning.types import Prompt
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from rlhf_lightning.data.prompts import PromptData
+    from rlhf_lightning.data._tasks import TaskData
 
 
 class GeneratingModule(EdgeModule):
@@ -56,11 +56,18 @@ class GeneratingModule(EdgeModule):
         self.policy: PreTrainedModel | None = None
 
     @property
-    def data(self) -> PromptData:
+    def data(self) -> TaskData:
         """The run's prompts."""
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
-    def preflight(self, data: PromptData) -> None:
+    @property
+    def model(self) -> PreTrainedModel:
+        """The policy, once it is loaded."""
+        if self.policy is None:
+            raise RuntimeError("the model is loaded by configure_model, which Lightning calls after setup")
+        return self.policy
+
+    def preflight(self, data: TaskData) -> None:
         """Checks all that can be checked without weights: prompts, tokenizer, architecture.
 
         Raises:
@@ -102,12 +109,12 @@ class GeneratingModule(EdgeModule):
 
     def to_rollout_mode(self) -> None:
         """Before sampling: evaluation mode, and a sampler that knows the weights of now."""
-        self.policy.eval()  # type: ignore[union-attr]
+        self.model.eval()
         self.sampler.sync(self.global_step)
 
     def parameter_groups(self) -> dict[str, Iterable[torch.nn.Parameter]]:
         """The policy's parameters."""
-        return {"policy": self.policy.parameters()}  # type: ignore[union-attr]
+        return {"policy": self.model.parameters()}
 
     def identity(self) -> dict[str, Any]:
         """The model's source and the seed."""

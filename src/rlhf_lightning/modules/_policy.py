@@ -116,11 +116,16 @@ class PolicyModule(GeneratingModule):
         self.reference: PreTrainedModel | None = None
 
     @property
+    def data(self) -> PromptData:
+        """The run's prompts."""
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    @property
     def prompts_seen(self) -> int:
         """Prompts whose rollouts are finished."""
         return self.rollout_index * self.plan.prompts_per_rollout
 
-    def preflight(self, data: PromptData) -> None:
+    def preflight(self, data: PromptData) -> None:  # type: ignore[override]
         """As for every generating module; and that the first rollout's prompts, answered at length, fit a micro-batch.
 
         Raises:
@@ -142,7 +147,7 @@ class PolicyModule(GeneratingModule):
         if self._needs_reference and self.reference_source is not None:
             self.reference = frozen(self.reference_source.load())
         elif self._needs_reference and self.lora is None:
-            self.reference = frozen_copy(self.policy)
+            self.reference = frozen_copy(self.model)
         self.scorer.bind(self.data.tasks)
         self.pipeline = self._make_pipeline()
 
@@ -196,7 +201,7 @@ class PolicyModule(GeneratingModule):
                 f"the sampler used weights of version {experience.rollout.weights_version}, "
                 f"but the policy is at version {self.global_step}"
             )
-        self.policy.train()  # type: ignore[union-attr]
+        self.model.train()
         return experience
 
     def _cut(self, experience: Experience) -> list[UpdateBatch]:
@@ -210,34 +215,34 @@ class PolicyModule(GeneratingModule):
         return one_pass * self.plan.epochs_per_rollout
 
     def _policy_logprobs(self, rollout: Rollout) -> Tensor:
-        return self._logprobs(self.policy, rollout)
+        return self._logprobs(self.model, rollout)
 
     def _reference_logprobs(self, rollout: Rollout) -> Tensor:
         if self.reference is None:
-            with adapters_off(self.policy):
+            with adapters_off(self.model):
                 return self._policy_logprobs(rollout)
         return self._logprobs(self.reference, rollout)
 
-    def _logprobs(self, model: PreTrainedModel | None, rollout: Rollout) -> Tensor:
+    def _logprobs(self, model: PreTrainedModel, rollout: Rollout) -> Tensor:
         """At the precision that training steps run at: in another one, a ratio of 1 would not be 1."""
         with self.trainer.precision_plugin.forward_context():
             return rollout_logprobs(
                 model,
                 rollout,
                 token_budget=self.plan.token_budget,
-                chunk_size=self.logits_chunk,  # type: ignore[arg-type]
+                chunk_size=self.logits_chunk,
             )
 
     # ---- one update -------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: UpdateBatch, batch_idx: int) -> Tensor:
         """One packed micro-batch; the loss undoes what Lightning will divide by, so any split gives one gradient."""
-        flat = packed_logprobs(self.policy, batch.packed, temperature=batch.temperature, chunk_size=self.logits_chunk)
+        flat = packed_logprobs(self.model, batch.packed, temperature=batch.temperature, chunk_size=self.logits_chunk)
         new = batch.packed.to_rows(flat)
         per_token, diagnostics = self.policy_loss(new, batch)
         self.means.sums({"loss/policy": (per_token * batch.weights).sum()})
         self.means.over_tokens(diagnostics, batch.packed.mask)
-        if self.kl_loss is not None:
+        if self.kl_loss is not None and batch.ref_logprobs is not None:
             penalty = self.kl_loss(new, batch.ref_logprobs)
             self.means.sums({"loss/kl": (penalty * batch.weights).sum()})
             per_token = per_token + penalty

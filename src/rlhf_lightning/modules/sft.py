@@ -117,7 +117,7 @@ class SFTModule(GeneratingModule):
     def make_batches(self) -> Sequence[SFTBatch]:
         """The epoch's demonstrations, packed; the same number of micro-batches for each update."""
         self.tell_callbacks()
-        self.policy.train()  # type: ignore[union-attr]
+        self.model.train()
         size = self.batch_size
         examples = self.data.train_examples(self.rollout_index * self._updates * size, self._updates * size)
         updates = [examples[start : start + size] for start in range(0, len(examples), size)]
@@ -126,7 +126,7 @@ class SFTModule(GeneratingModule):
 
     def training_step(self, batch: SFTBatch, batch_idx: int) -> Tensor:
         """One packed micro-batch."""
-        flat = packed_logprobs(self.policy, batch.packed, chunk_size=self.logits_chunk)
+        flat = packed_logprobs(self.model, batch.packed, chunk_size=self.logits_chunk)
         loss = -(batch.packed.to_rows(flat) * batch.weights).sum()
         self.means.sums({"loss/sft": loss})
         self.events.advance(batch.tokens)
