@@ -47,6 +47,9 @@ class Sampler(ABC):
     def sync(self, weights_version: int) -> None:
         """Tells the sampler that the policy's weights changed; called before each rollout."""
 
+    def release(self) -> None:  # noqa: B027
+        """Tells the sampler that the next call comes after another ``sync``, so that it may free its weights."""
+
     @abstractmethod
     def __call__(
         self,

@@ -126,7 +126,9 @@ class GeneratingModule(EdgeModule):
         """Greedy accuracy of the model as it is now."""
         self.to_rollout_mode()
         with self.events.phase("evaluate"):
-            return evaluate(self.sampler, self.verifier, prompts)
+            metrics = evaluate(self.sampler, self.verifier, prompts)
+        self.sampler.release()
+        return metrics
 
     def validation_step(self, batch: list[Prompt], batch_idx: int) -> None:
         """Greedy accuracy on a batch of held-out prompts."""

@@ -196,6 +196,7 @@ class PolicyModule(GeneratingModule):
         prompts = self.data.train_prompts(self.rollout_index, self.plan.prompts_per_rollout)
         seeds = sample_seeds(self.seed, self.rollout_index, prompts, self.plan.samples_per_prompt)
         experience = self.pipeline(prompts, samples_per_prompt=self.plan.samples_per_prompt, seeds=seeds)
+        self.sampler.release()
         if experience.rollout.weights_version != self.global_step:
             raise RuntimeError(
                 f"the sampler used weights of version {experience.rollout.weights_version}, "

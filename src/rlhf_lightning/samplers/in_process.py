@@ -101,6 +101,11 @@ class InProcessSampler(Sampler):
         self._decoder.load(self._model, self.dtype)
         self._version = weights_version
 
+    def release(self) -> None:
+        """Frees the decoder's copy of the weights for training; the next :meth:`sync` copies them anew."""
+        if self._model is not None:
+            self._decoder, self._version = choose_decoder(self.decoder, self._model), None
+
     @torch.no_grad()
     def __call__(
         self,
