@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-# Waiting threads sleep instead of spinning: many times faster as soon as anything else uses a core.
+# Waiting threads sleep instead of spinning: about ten times faster when something else uses a core, slower when nothing does.
 export OMP_WAIT_POLICY ?= PASSIVE
 STAMP := $(VENV)/.installed
 

@@ -50,7 +50,7 @@ def _side(options: argparse.Namespace) -> dict[str, Any]:
     else:
         from step import peer
 
-        result = peer.run(*given)
+        result = peer.run(*given, case.peer_rows)
     warm, *steps = result.pop("steps")
     return {"case": options.case, "warm_up": warm, "steps": steps, "peak_mb": peak_memory(), **result}
 

@@ -13,7 +13,7 @@ from step.cases import BETA, LEARNING_RATE, NEW_TOKENS, PROMPTS, SAMPLES, matrix
 from step.clock import Clock
 
 
-def run(folder: Path, prompt_tokens: int, dtype: str, steps: int) -> dict[str, Any]:
+def run(folder: Path, prompt_tokens: int, dtype: str, steps: int, rows: int) -> dict[str, Any]:
     """Runs so many steps of one update each; what they took and what they computed."""
     warnings.filterwarnings("ignore")
     from datasets import Dataset
@@ -28,7 +28,7 @@ def run(folder: Path, prompt_tokens: int, dtype: str, steps: int) -> dict[str, A
         trainer = _timed_trainer(clock)(
             model=model,
             reward_funcs=_even_share,
-            args=GRPOConfig(**_arguments(output, steps)),
+            args=GRPOConfig(**_arguments(output, steps, rows)),
             train_dataset=Dataset.from_dict({"prompt": texts}),
             processing_class=tokenizer,
         )
@@ -36,8 +36,8 @@ def run(folder: Path, prompt_tokens: int, dtype: str, steps: int) -> dict[str, A
     return {"steps": clock.steps, "metrics": trainer.seen, "parameters": matrix_parameters(model)}
 
 
-def _arguments(output: str, steps: int) -> dict[str, Any]:
-    """Same batch, length, KL and optimizer as ours; one forward for all 32 sequences, no second pass for old log-probs.
+def _arguments(output: str, steps: int, rows: int) -> dict[str, Any]:
+    """Same batch, length, KL and optimizer as ours, and no second pass for old log-probs.
 
     The weights are in the benchmark's dtype themselves, so there is nothing for autocast to do.
     """
@@ -47,8 +47,8 @@ def _arguments(output: str, steps: int) -> dict[str, Any]:
         "use_cpu": True,
         "bf16": False,
         "gradient_checkpointing": False,
-        "per_device_train_batch_size": PROMPTS * SAMPLES,
-        "gradient_accumulation_steps": 1,
+        "per_device_train_batch_size": rows,
+        "gradient_accumulation_steps": PROMPTS * SAMPLES // rows,
         "num_generations": SAMPLES,
         "max_completion_length": NEW_TOKENS,
         "generation_kwargs": {"min_new_tokens": NEW_TOKENS},

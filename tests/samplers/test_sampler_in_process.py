@@ -1,3 +1,5 @@
+import weakref
+
 import pytest
 import torch
 from sampler_models import (
@@ -282,3 +284,15 @@ def test_names_are_registered():
     assert resolve("sampler", "in_process") is InProcessSampler
     assert InProcessSampler(temperature=0.5).exact
     assert not InProcessSampler(top_k=3).exact and not InProcessSampler(dtype="bfloat16").exact
+
+
+def test_released_weights_are_gone_until_the_next_sync():
+    sampler = bound(random_model("llama"))
+    before = sample(sampler, 2)
+    held = weakref.ref(sampler._decoder._weights.embedding)
+    sampler.release()
+    assert held() is None
+    with pytest.raises(RuntimeError, match="sync"):
+        sample(sampler, 2)
+    sampler.sync(1)
+    assert torch.equal(sample(sampler, 2).tokens, before.tokens)
