@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.registry import nearest
+from rlhf_lightning.registry import did_you_mean
 
 _PACKAGE = Path(__file__).parent
 
@@ -48,7 +48,6 @@ def find_config(name: str) -> Path:
 def _not_found(name: str, local: Path) -> str:
     shipped = shipped_configs()
     siblings = local.parent.iterdir() if local.parent.is_dir() else ()
-    near = nearest(name, [*shipped, *(str(p) for p in siblings if p.suffix in (".yaml", ".yml", ".json"))])
-    hint = f" Did you mean {near!r}?" if near else ""
+    hint = did_you_mean(name, [*shipped, *(str(p) for p in siblings if p.suffix in (".yaml", ".yml", ".json"))])
     what = "is a folder" if local.is_dir() else "is neither in the working folder nor among the shipped ones"
     return f"--config: {name} {what}.{hint} Shipped: {', '.join(shipped) or 'none'}"

@@ -6,7 +6,7 @@ The classes below are also the type hints by which the configuration finds and c
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -33,6 +33,8 @@ class Sampler(ABC):
     """Draws responses from a policy."""
 
     params: SamplingParams
+    #: Told the number of new tokens while sampling goes on, by samplers that can say.
+    on_tokens: Callable[[int], None] | None = None
 
     @property
     def exact(self) -> bool:
@@ -129,6 +131,8 @@ class RewardTransform(ABC):
     """One visible step between raw score and reward."""
 
     name: str
+    #: Smallest group for which the step means anything (1, or 2 for statistics over a group).
+    min_group_size: int = 1
 
     @abstractmethod
     def __call__(self, rewards: Rewards) -> Rewards:

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import TypeVar
 
 from rlhf_lightning import protocols
-from rlhf_lightning.errors import DuplicatePluginError, PluginImportError, UnknownPluginError
+from rlhf_lightning.errors import ConfigError, DuplicatePluginError, PluginImportError, UnknownPluginError
 
 KINDS: dict[str, type] = {
     "sampler": protocols.Sampler,
@@ -115,6 +115,24 @@ def nearest(word: str, choices: object) -> str | None:
     """The choice most like ``word``, or None when nothing is near."""
     matches = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)  # type: ignore[call-overload]
     return matches[0] if matches else None
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """`` Did you mean 'x'?`` with the nearest choice, to stand behind a sentence; empty when nothing is near."""
+    near = nearest(word, choices)
+    return f" Did you mean {near!r}?" if near else ""
+
+
+def check_choice(name: str, known: Iterable[str], what: str) -> None:
+    """Makes sure that a name is one of those there are.
+
+    Raises:
+        ConfigError: Else; says ``what`` was looked for, the nearest name, and all of them.
+    """
+    names = list(known)
+    if name not in names:
+        listed = ", ".join(sorted(names)) or "none"
+        raise ConfigError(f"{what}: there is no {name!r}.{did_you_mean(name, names)} Known: {listed}")
 
 
 def check_kind(kind: str) -> None:

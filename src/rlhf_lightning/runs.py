@@ -1,6 +1,6 @@
 """A run folder as tables: ``load_run("runs/quickstart").metrics`` is a DataFrame with one row a rollout.
 
-Also holds the names of a run folder's files and how they are read; a last line that a kill cut off is left out.
+Also says how a run folder's files are read; a last line that a kill cut off is left out.
 """
 
 from __future__ import annotations
@@ -20,14 +20,7 @@ import yaml
 
 from rlhf_lightning.errors import RunFolderError
 from rlhf_lightning.registry import nearest
-
-METRICS_FILE = "metrics.csv"
-SAMPLES_FILE = "samples.jsonl"
-CONFIG_FILE = "config.yaml"
-REPORT_FILE = "report.md"
-PLOTS_FOLDER = "plots"
-TENSORBOARD_FOLDER = "tensorboard"
-CHECKPOINTS_FOLDER = "checkpoints"
+from rlhf_lightning.run_layout import CONFIG_FILE, METRICS_FILE, SAMPLES_FILE
 
 
 @dataclass(frozen=True)

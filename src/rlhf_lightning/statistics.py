@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from rlhf_lightning.functional import kl_k1, kl_k3, masked_mean
+from rlhf_lightning.functional import equal_groups, kl_k1, kl_k3, masked_mean
 from rlhf_lightning.types import Experience
 
 
@@ -26,11 +26,10 @@ def of_experience(experience: Experience) -> dict[str, float]:
 def of_scores(experience: Experience) -> dict[str, float]:
     """Mean of each scorer; share of failed verifications; share of groups whose rewards are all the same."""
     scores, size = experience.scores, experience.rollout.group_size
-    groups = scores.values.view(-1, size)
     return {
         **{f"score/{name}": float(part.mean()) for name, part in scores.parts.items()},
         "score/failed": float(scores.failed.float().mean()),
-        "reward/dead_groups": float((groups.amax(1) == groups.amin(1)).float().mean()),
+        "reward/dead_groups": float(equal_groups(scores.values, group_size=size).float().mean()),
     }
 
 

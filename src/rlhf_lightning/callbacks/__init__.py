@@ -15,7 +15,7 @@ from rlhf_lightning.callbacks.plots import RunPlots
 from rlhf_lightning.callbacks.progress import PhaseProgress
 from rlhf_lightning.callbacks.report import RunReport
 from rlhf_lightning.callbacks.samples import SampleLog
-from rlhf_lightning.runs import CHECKPOINTS_FOLDER
+from rlhf_lightning.run_layout import CHECKPOINTS_FOLDER
 
 __all__ = [
     "MetricsLog",

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from rlhf_lightning.callbacks.run_folder import run_dir_of
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.runs import CHECKPOINTS_FOLDER
+from rlhf_lightning.run_layout import CHECKPOINTS_FOLDER
 
 
 class RolloutCheckpoint(Checkpoint):

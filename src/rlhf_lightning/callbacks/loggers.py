@@ -16,7 +16,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from rlhf_lightning.callbacks.files import append, write_whole
-from rlhf_lightning.runs import METRICS_FILE, TENSORBOARD_FOLDER, read_table
+from rlhf_lightning.run_layout import METRICS_FILE, TENSORBOARD_FOLDER
+from rlhf_lightning.runs import read_table
 
 FIRST_COLUMNS = ("rollout", "prompts_seen", "step", "epoch")
 """These stand first in the table, the others follow by name."""

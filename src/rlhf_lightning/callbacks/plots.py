@@ -17,7 +17,8 @@ from matplotlib.ticker import MaxNLocator
 
 from rlhf_lightning.callbacks.key_metrics import KEY_METRICS, KeyMetric, count
 from rlhf_lightning.callbacks.run_folder import run_dir_of
-from rlhf_lightning.runs import METRICS_FILE, PLOTS_FOLDER, load_run
+from rlhf_lightning.run_layout import METRICS_FILE, PLOTS_FOLDER
+from rlhf_lightning.runs import load_run
 
 COLOR = "#1f5fa8"
 SMOOTH_FROM = 20

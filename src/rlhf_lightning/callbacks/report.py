@@ -17,7 +17,8 @@ from rich.table import Table
 from rlhf_lightning.callbacks.files import write_whole
 from rlhf_lightning.callbacks.key_metrics import KEY_METRICS, KeyMetric, count, duration
 from rlhf_lightning.callbacks.run_folder import run_dir_of
-from rlhf_lightning.runs import METRICS_FILE, PLOTS_FOLDER, REPORT_FILE, Run, load_run
+from rlhf_lightning.run_layout import METRICS_FILE, PLOTS_FOLDER, REPORT_FILE
+from rlhf_lightning.runs import Run, load_run
 
 OTHER_METRICS = (
     KeyMetric("truncated", "", "%", ("response/truncated",), scale=100.0, better="lower", decimals=1),

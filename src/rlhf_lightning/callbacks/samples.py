@@ -15,7 +15,8 @@ from lightning.pytorch.callbacks import Callback
 from rlhf_lightning.callbacks.files import append, write_whole
 from rlhf_lightning.callbacks.run_folder import RolloutModule, run_dir_of
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.runs import SAMPLES_FILE, complete_lines, parse_json_line
+from rlhf_lightning.run_layout import SAMPLES_FILE
+from rlhf_lightning.runs import complete_lines, parse_json_line
 
 _T = TypeVar("_T")
 

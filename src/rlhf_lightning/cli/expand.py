@@ -92,8 +92,7 @@ class Expander:
         ours = shipped_classes(package, base)
         known = {c.__name__: path_of(c) for c in _subclasses(base)} | ours
         if name not in known:
-            near = registry.nearest(name, known)
-            hint = f" Did you mean {near!r}?" if near else ""
+            hint = registry.did_you_mean(name, known)
             listed = ", ".join(sorted(ours)) or "none"
             raise ConfigError(f"{self.where((*key, 'class_path'))}no class is called {name!r}.{hint} Known: {listed}")
         return known[name]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from rlhf_lightning import __version__
 from rlhf_lightning.cli import commands
 from rlhf_lightning.errors import ConfigError, RLHFError
-from rlhf_lightning.registry import nearest
+from rlhf_lightning.registry import did_you_mean
 
 TRAINER_COMMANDS = {
     "fit": "Train: supervised or with reinforcement learning, as the configuration says.",
@@ -57,8 +57,7 @@ def _run(words: list[str]) -> int:
         return 0
     known = [*TRAINER_COMMANDS, *commands.names()]
     if words[0] not in known:
-        near = nearest(words[0], known)
-        hint = f" Did you mean {near!r}?" if near else ""
+        hint = did_you_mean(words[0], known)
         raise ConfigError(f"unknown command {words[0]!r}.{hint} Commands: {', '.join(known)}")
     if words[0] in TRAINER_COMMANDS:
         return _train(words)

@@ -15,7 +15,7 @@ from rlhf_lightning.configfiles import find_config
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.models.lora import LoRA
 from rlhf_lightning.protocols import ModelSource
-from rlhf_lightning.runs import CHECKPOINTS_FOLDER, CONFIG_FILE
+from rlhf_lightning.run_layout import CHECKPOINTS_FOLDER, CONFIG_FILE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -8,9 +8,7 @@ from pathlib import Path
 
 from rlhf_lightning.errors import RunFolderError
 from rlhf_lightning.registry import nearest
-
-CHECKPOINTS = "checkpoints"
-CONFIG_FILE = "config.yaml"
+from rlhf_lightning.run_layout import CHECKPOINTS_FOLDER, CONFIG_FILE
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ class RunFolder:
 
     def is_begun(self) -> bool:
         """Whether a run was begun here and ended before its first checkpoint, so that going on is starting again."""
-        return (self.path / CONFIG_FILE).is_file() and not any((self.path / CHECKPOINTS).glob("*.ckpt"))
+        return (self.path / CONFIG_FILE).is_file() and not any((self.path / CHECKPOINTS_FOLDER).glob("*.ckpt"))
 
     def holds(self, checkpoint: str) -> bool:
         """Whether a checkpoint lies inside this folder."""
@@ -89,7 +87,7 @@ class RunFolder:
         Raises:
             RunFolderError: If there is none.
         """
-        folder = self.path / CHECKPOINTS
+        folder = self.path / CHECKPOINTS_FOLDER
         if (folder / "last.ckpt").exists():
             return folder / "last.ckpt"
         found = sorted(folder.glob("*.ckpt"), key=lambda p: (p.stat().st_mtime_ns, p.name))
@@ -109,7 +107,11 @@ class RunFolder:
 
     def _neighbours(self) -> str:
         root = Path(self.root).expanduser()
-        runs = [p.parent.name for p in root.glob(f"*/{CHECKPOINTS}") if any(p.glob("*.ckpt"))] if root.is_dir() else []
+        runs = (
+            [p.parent.name for p in root.glob(f"*/{CHECKPOINTS_FOLDER}") if any(p.glob("*.ckpt"))]
+            if root.is_dir()
+            else []
+        )
         if not runs:
             return ""
         near = nearest(self.name, runs)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_lightning.errors import DataError
-from rlhf_lightning.registry import nearest
+from rlhf_lightning.registry import did_you_mean, nearest
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,7 @@ class Row:
             DataError: If the field is missing, or holds neither text nor a number; names the fields there are.
         """
         if field not in self.fields:
-            near = nearest(field, self.fields)
-            hint = f" Did you mean {near!r}?" if near else ""
+            hint = did_you_mean(field, self.fields)
             raise DataError(f"{self.place}: no field {field!r}.{hint} Present: {', '.join(self.fields) or 'none'}")
         value = self.fields[field]
         if isinstance(value, bool) or not isinstance(value, str | int | float):

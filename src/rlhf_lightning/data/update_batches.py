@@ -13,8 +13,9 @@ from torch import Tensor
 
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.aggregate import aggregation_weights
-from rlhf_lightning.functional.packing import GroupPiece, pack_groups, split_by_budget
-from rlhf_lightning.registry import nearest
+from rlhf_lightning.functional.packing import GroupPiece
+from rlhf_lightning.models.rollout_packs import pack_pieces, split_rollout
+from rlhf_lightning.registry import check_choice
 from rlhf_lightning.types import Experience, UpdateBatch
 
 
@@ -54,7 +55,7 @@ def updates_of(
     mask = experience.rollout.mask
     batches = []
     for update, members in enumerate(groups):
-        bins = _split(experience, members, token_budget, k)
+        bins = split_rollout(experience.rollout, members, token_budget=token_budget, n_bins=k)
         weights = _weights(mask[_rows(experience, members)], aggregation, denominators[update])
         first_row = {group: position * experience.rollout.group_size for position, group in enumerate(members)}
         batches.append([_batch(experience, pieces, weights, first_row, update, k) for pieces in bins])
@@ -72,10 +73,7 @@ def update_denominators(
     Raises:
         ConfigError: If the mode is unknown, or there are fewer groups than updates.
     """
-    if aggregation not in _DENOMINATORS:
-        near = nearest(aggregation, _DENOMINATORS)
-        hint = f" Did you mean {near!r}?" if near else ""
-        raise ConfigError(f"no aggregation is called {aggregation!r}.{hint} Known: {', '.join(_DENOMINATORS)}")
+    check_choice(aggregation, _DENOMINATORS, "aggregation")
     groups = groups_of_updates(len(experience.rollout.prompts), updates, order)
     longest = experience.rollout.params.max_new_tokens
     count = _DENOMINATORS[aggregation]
@@ -91,7 +89,7 @@ def micro_batches_needed(
         ConfigError: If a prompt with its response exceeds the budget, or there are fewer groups than updates.
     """
     groups = groups_of_updates(len(experience.rollout.prompts), updates, order)
-    return max(len(_split(experience, members, token_budget, None)) for members in groups)
+    return max(len(split_rollout(experience.rollout, members, token_budget=token_budget)) for members in groups)
 
 
 def groups_of_updates(n_groups: int, updates: int, order: Sequence[int] | None = None) -> list[list[int]]:
@@ -120,34 +118,18 @@ def _batch(
     update: int,
     micro_batches: int,
 ) -> UpdateBatch:
-    rollout, size = experience.rollout, experience.rollout.group_size
-    rows = torch.tensor([piece.group * size + i for piece in pieces for i in piece.responses])
+    rows, packed = pack_pieces(experience.rollout, pieces)
     weight_rows = torch.tensor([first_row[piece.group] + i for piece in pieces for i in piece.responses])
-    group_of = torch.arange(len(pieces)).repeat_interleave(torch.tensor([len(piece.responses) for piece in pieces]))
-    prompts = [rollout.prompts[piece.group].tokens for piece in pieces]
     return UpdateBatch(
-        packed=pack_groups(prompts, rollout.tokens[rows], rollout.mask[rows], group_of=group_of),
+        packed=packed,
         old_logprobs=experience.old_logprobs[rows],
         ref_logprobs=None if experience.ref_logprobs is None else experience.ref_logprobs[rows],
         advantages=experience.advantages.values[rows],
         weights=weights[weight_rows],
-        temperature=rollout.params.temperature,
+        temperature=experience.rollout.params.temperature,
         update=update,
         micro_batches=micro_batches,
     )
-
-
-def _split(
-    experience: Experience, groups: Sequence[int], token_budget: int, n_bins: int | None
-) -> list[list[GroupPiece]]:
-    rollout = experience.rollout
-    lengths = (rollout.lengths - 1).clamp(min=0).view(len(rollout.prompts), -1).tolist()
-    prompts = [len(rollout.prompts[group].tokens) for group in groups]
-    try:
-        bins = split_by_budget(prompts, [lengths[group] for group in groups], token_budget=token_budget, n_bins=n_bins)
-    except ValueError as error:
-        raise ConfigError(f"token_budget: {error}") from error
-    return [[GroupPiece(groups[piece.group], piece.responses) for piece in pieces] for pieces in bins]
 
 
 def _rows(experience: Experience, groups: Sequence[int]) -> Tensor:

@@ -50,8 +50,3 @@ def adapters_off(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     """The model as it was before its adapters, for the time of the context."""
     with model.disable_adapter():  # type: ignore[operator]
         yield model
-
-
-def has_adapters(model: PreTrainedModel) -> bool:
-    """Whether the model carries peft adapters."""
-    return hasattr(model, "disable_adapter")

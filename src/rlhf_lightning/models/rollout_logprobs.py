@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from rlhf_lightning.functional.packing import GroupPiece, pack_groups, split_by_budget
 from rlhf_lightning.models.packed import packed_logprobs
-from rlhf_lightning.types import PackedSequences, Rollout
+from rlhf_lightning.models.rollout_packs import pack_pieces, split_rollout
+from rlhf_lightning.types import Rollout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -24,27 +24,13 @@ def rollout_logprobs(model: PreTrainedModel, rollout: Rollout, *, token_budget: 
         rollout: The responses.
         token_budget: Most row tokens of one forward.
         chunk_size: Most rows of logits held at once.
+
+    Raises:
+        ConfigError: If a prompt with its response exceeds the budget.
     """
     logprobs = torch.zeros(rollout.mask.shape, dtype=torch.float32, device=rollout.tokens.device)
-    for rows, packed in _packs(rollout, token_budget):
+    for pieces in split_rollout(rollout, range(len(rollout.prompts)), token_budget=token_budget):
+        rows, packed = pack_pieces(rollout, pieces)
         flat = packed_logprobs(model, packed, temperature=rollout.params.temperature, chunk_size=chunk_size)
         logprobs[rows] = packed.to_rows(flat.to(logprobs.dtype))
     return logprobs
-
-
-def _packs(rollout: Rollout, token_budget: int) -> list[tuple[Tensor, PackedSequences]]:
-    lengths = (rollout.lengths - 1).clamp(min=0).view(len(rollout.prompts), -1).tolist()
-    prompts = [len(prompt.tokens) for prompt in rollout.prompts]
-    return [_pack(rollout, pieces) for pieces in split_by_budget(prompts, lengths, token_budget=token_budget)]
-
-
-def _pack(rollout: Rollout, pieces: list[GroupPiece]) -> tuple[Tensor, PackedSequences]:
-    rows = torch.tensor([piece.group * rollout.group_size + i for piece in pieces for i in piece.responses])
-    counts = torch.tensor([len(piece.responses) for piece in pieces])
-    packed = pack_groups(
-        [rollout.prompts[piece.group].tokens for piece in pieces],
-        rollout.tokens[rows],
-        rollout.mask[rows],
-        group_of=torch.arange(len(pieces)).repeat_interleave(counts),
-    )
-    return rows, packed

@@ -97,8 +97,7 @@ class GeneratingModule(EdgeModule):
             self.policy_source.load(), lora=self.lora, gradient_checkpointing=self.gradient_checkpointing
         )
         self.sampler.bind(self.policy, self.tokenizer)
-        if hasattr(self.sampler, "on_tokens"):
-            self.sampler.on_tokens = self.events.advance
+        self.sampler.on_tokens = self.events.advance
         self.verifier.bind(self.data.tasks)
 
     def tell_callbacks(self) -> None:

@@ -10,6 +10,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from rlhf_lightning.data.update_batches import updates_of
+from rlhf_lightning.functional import AGGREGATION_MODES
 from rlhf_lightning.kl import KLTerm
 from rlhf_lightning.models.lora import LoRA, adapters_off
 from rlhf_lightning.models.packed import packed_logprobs
@@ -17,7 +18,7 @@ from rlhf_lightning.models.prepare import frozen, frozen_copy
 from rlhf_lightning.models.rollout_logprobs import rollout_logprobs
 from rlhf_lightning.modules._generating import GeneratingModule
 from rlhf_lightning.modules.evaluation import samples_of
-from rlhf_lightning.modules.plan import BatchPlan, check_aggregation, check_group_size, check_token_budget
+from rlhf_lightning.modules.plan import BatchPlan, check_group_size, check_token_budget
 from rlhf_lightning.pipeline import Pipeline
 from rlhf_lightning.protocols import (
     AdvantageEstimator,
@@ -28,6 +29,7 @@ from rlhf_lightning.protocols import (
     Sampler,
     Scorer,
 )
+from rlhf_lightning.registry import check_choice
 from rlhf_lightning.samplers.seeds import sample_seeds
 from rlhf_lightning.scorers import combine
 from rlhf_lightning.types import Experience, Rollout, UpdateBatch
@@ -107,7 +109,7 @@ class PolicyModule(GeneratingModule):
             prompts_per_rollout, samples_per_prompt, updates_per_rollout, epochs_per_rollout, token_budget
         )
         check_group_size(samples_per_prompt, [advantage, *reward_transforms])
-        check_aggregation(aggregation)
+        check_choice(aggregation, AGGREGATION_MODES, "aggregation")
         self.reference_source, self.advantage, self.policy_loss = reference, advantage, policy_loss
         self.scorer = combine(scorers, scorer_weights)
         self.transforms, self.extra_metrics = reward_transforms, metrics or []

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.functional import AGGREGATION_MODES
-from rlhf_lightning.registry import nearest
+from rlhf_lightning.protocols import AdvantageEstimator, RewardTransform
 
 
 @dataclass(frozen=True)
@@ -61,31 +61,19 @@ class BatchPlan:
         )
 
 
-def check_group_size(samples_per_prompt: int, parts: list[object]) -> None:
+def check_group_size(samples_per_prompt: int, parts: Iterable[AdvantageEstimator | RewardTransform]) -> None:
     """Refuses group statistics over too few samples.
 
     Raises:
         ConfigError: Naming the part and the smallest ``samples_per_prompt`` it means anything for.
     """
     for part in parts:
-        least = getattr(part, "min_group_size", 1)
+        least = part.min_group_size
         if samples_per_prompt < least:
             raise ConfigError(
                 f"samples_per_prompt is {samples_per_prompt}, but {type(part).__name__} compares the samples of a "
                 f"prompt with each other and needs at least {least}"
             )
-
-
-def check_aggregation(mode: str) -> None:
-    """Refuses an aggregation that there is not.
-
-    Raises:
-        ConfigError: With the nearest, and all there are.
-    """
-    if mode not in AGGREGATION_MODES:
-        near = nearest(mode, AGGREGATION_MODES)
-        hint = f" Did you mean {near!r}?" if near else ""
-        raise ConfigError(f"aggregation: there is no {mode!r}.{hint} Known: {', '.join(AGGREGATION_MODES)}")
 
 
 def check_token_budget(token_budget: int, longest_prompt: int, max_new_tokens: int) -> None:

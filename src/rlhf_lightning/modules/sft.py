@@ -12,19 +12,17 @@ from torch import Tensor
 
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional import aggregation_weights
-from rlhf_lightning.functional.packing import pack_groups, split_by_budget
+from rlhf_lightning.functional.packing import pack_groups
 from rlhf_lightning.models.lora import LoRA
 from rlhf_lightning.models.packed import packed_logprobs
+from rlhf_lightning.models.rollout_packs import within_budget
 from rlhf_lightning.modules._generating import GeneratingModule
 from rlhf_lightning.protocols import ModelSource, Sampler
 from rlhf_lightning.samplers import InProcessSampler
-from rlhf_lightning.types import PackedSequences, Prompt
+from rlhf_lightning.types import PackedSequences
 
 if TYPE_CHECKING:
-    from rlhf_lightning.data.demonstrations import DemonstrationData
-
-Example = tuple[Prompt, tuple[int, ...]]
-"""A prompt and the tokens of its response, the end-of-sequence token included."""
+    from rlhf_lightning.data.demonstrations import DemonstrationData, Example
 
 
 @dataclass(frozen=True)
@@ -136,10 +134,7 @@ class SFTModule(GeneratingModule):
 def _split(update: Sequence[Example], token_budget: int, n_bins: int | None) -> list[list[int]]:
     prompts = [len(prompt.tokens) for prompt, _ in update]
     responses = [[len(tokens) - 1] for _, tokens in update]
-    try:
-        bins = split_by_budget(prompts, responses, token_budget=token_budget, n_bins=n_bins)
-    except ValueError as error:
-        raise ConfigError(f"token_budget: {error}") from error
+    bins = within_budget(prompts, responses, token_budget=token_budget, n_bins=n_bins)
     return [[piece.group for piece in pieces] for pieces in bins]
 
 

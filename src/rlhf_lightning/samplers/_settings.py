@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.registry import nearest
+from rlhf_lightning.registry import did_you_mean
 from rlhf_lightning.types import SamplingParams
 
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
@@ -37,7 +37,6 @@ def dtype_of(name: str | None) -> torch.dtype | None:
     if name is None:
         return None
     if name not in DTYPES:
-        near = nearest(name, DTYPES)
-        hint = f" Did you mean {near!r}?" if near else ""
+        hint = did_you_mean(name, DTYPES)
         raise ConfigError(f"sampler in_process: dtype {name!r} is unknown.{hint} Known: {', '.join(DTYPES)}")
     return DTYPES[name]

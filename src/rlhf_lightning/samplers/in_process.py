@@ -7,7 +7,7 @@ of processes change it (beyond the rounding of matrix products, which may depend
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -69,7 +69,6 @@ class InProcessSampler(Sampler):
             raise ConfigError(f"sampler in_process: batch_size must be at least 1, got {batch_size}")
         self.params = sampling_params("in_process", max_new_tokens, temperature, top_k, top_p, stop)
         self.batch_size, self.dtype, self.decoder = batch_size, dtype_of(dtype), decoder
-        self.on_tokens: Callable[[int], None] | None = None
         self._model: PreTrainedModel | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._decoder: Decoder | None = None

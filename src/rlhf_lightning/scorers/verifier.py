@@ -10,7 +10,7 @@ import torch
 
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.protocols import Scorer, Task
-from rlhf_lightning.registry import nearest, register
+from rlhf_lightning.registry import did_you_mean, register
 from rlhf_lightning.scorers._child import Outcome, score_one
 from rlhf_lightning.scorers._workers import Item, Workers
 from rlhf_lightning.types import Rollout, Scores
@@ -108,8 +108,7 @@ class VerifierScorer(Scorer):
 
     def _task(self, name: str) -> Task:
         if name not in self._tasks:
-            near = nearest(name, self._tasks)
-            hint = f" Did you mean {near!r}?" if near else ""
+            hint = did_you_mean(name, self._tasks)
             known = ", ".join(sorted(self._tasks)) or "none; bind(tasks) comes first"
             raise ConfigError(f"scorer {self.name}: no task {name!r}.{hint} Known: {known}")
         return self._tasks[name]

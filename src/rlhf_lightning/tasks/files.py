@@ -12,8 +12,7 @@ from rlhf_lightning.data.rows import Row, question_key, read_rows
 from rlhf_lightning.data.seeding import derive_seed
 from rlhf_lightning.errors import ConfigError, DataError
 from rlhf_lightning.protocols import Task
-from rlhf_lightning.registry import register
-from rlhf_lightning.tasks._choices import check_choice
+from rlhf_lightning.registry import check_choice, register
 from rlhf_lightning.tasks.verifiers import compile_pattern, extract, find_verifier
 from rlhf_lightning.types import Demonstration, Problem
 

@@ -11,8 +11,7 @@ from typing import Any
 from rlhf_lightning.data.seeding import derive_seed
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.protocols import Task
-from rlhf_lightning.registry import register
-from rlhf_lightning.tasks._choices import check_choice
+from rlhf_lightning.registry import check_choice, register
 from rlhf_lightning.tasks.verifiers import compile_pattern, extract, optional_package
 from rlhf_lightning.types import Problem
 

@@ -12,7 +12,7 @@ from importlib import import_module
 from types import ModuleType
 
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.tasks._choices import check_choice
+from rlhf_lightning.registry import check_choice
 
 Verifier = Callable[[str, str], float]
 

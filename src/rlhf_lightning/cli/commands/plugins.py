@@ -21,12 +21,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Lists, or checks."""
     from rlhf_lightning.plugins import load_builtins
-    from rlhf_lightning.registry import nearest
+    from rlhf_lightning.registry import did_you_mean
 
     load_builtins()
     if options.action not in ACTIONS:
-        near = nearest(options.action, ACTIONS)
-        hint = f" Did you mean {near!r}?" if near else ""
+        hint = did_you_mean(options.action, ACTIONS)
         raise ConfigError(f"rlhf plugins: unknown action {options.action!r}.{hint} Actions: {', '.join(ACTIONS)}")
     return ACTIONS[options.action](options)
 
