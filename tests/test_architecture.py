@@ -11,12 +11,12 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "src" / "rlhf_lightning"
 
 FLOORS = [
-    {"_version", "errors", "types", "events", "devices", "run_layout", "functional"},
+    {"_version", "errors", "types", "reward_types", "events", "devices", "run_layout", "functional"},
     {"protocols", "registry"},
     {"samplers", "scorers", "transforms", "advantages", "losses", "kl", "models", "tasks", "data", "metrics"},
     {"statistics", "pipeline"},
     {"modules"},
-    {"callbacks", "runs"},
+    {"callbacks", "runs", "labelling", "evaluation", "serving"},
     {"plugins", "testing", "configfiles", "cli"},
 ]
 FLOOR_OF = {name: level for level, names in enumerate(FLOORS) for name in names}

@@ -18,6 +18,23 @@ Placed = tuple[str, int, Problem]
 
 
 @dataclass(frozen=True)
+class Encoded:
+    """A text's tokens.
+
+    Attributes:
+        tokens: Their ids.
+        spans: For each, its first character and the one after its last; empty for special tokens put before the text.
+    """
+
+    tokens: tuple[int, ...]
+    spans: tuple[tuple[int, int], ...]
+
+    def behind(self, tokens: tuple[int, ...]) -> Encoded:
+        """The same with special tokens before it."""
+        return Encoded(tokens + self.tokens, ((0, 0),) * len(tokens) + self.spans)
+
+
+@dataclass(frozen=True)
 class Renderer:
     """Renders problems with one tokenizer, as they are or as a chat.
 
@@ -85,15 +102,53 @@ class Renderer:
         Raises:
             ModelSourceError: If the tokenizer has no end-of-sequence token.
         """
-        eos = self.tokenizer.eos_token_id
-        if eos is None:
-            raise ModelSourceError(f"{self._origin} has no end-of-sequence token, so no response could end")
+        eos = self.eos
         together = self._encode([prompt.text + text for prompt, text in zip(prompts, responses, strict=True)])
         alone = self._plain(responses)
         return [
             (*(both[len(p.tokens) :] if both[: len(p.tokens)] == p.tokens else single), eos)
             for p, both, single in zip(prompts, together, alone, strict=True)
         ]
+
+    @property
+    def eos(self) -> int:
+        """The end-of-sequence token.
+
+        Raises:
+            ModelSourceError: If the tokenizer has none.
+        """
+        eos = self.tokenizer.eos_token_id
+        if eos is None:
+            raise ModelSourceError(f"{self._origin} has no end-of-sequence token, so no response could end")
+        return int(eos)
+
+    def encode_with_offsets(self, texts: Sequence[str], *, plain: bool = False) -> list[Encoded]:
+        """Tokens and the characters that each stands for.
+
+        Args:
+            texts: What to encode.
+            plain: Without a begin-of-sequence token, as for a response alone.
+
+        Raises:
+            ModelSourceError: If the tokenizer is one that cannot tell (not a "fast" one).
+        """
+        if not self.tokenizer.is_fast:
+            raise ModelSourceError(f"{self._origin} cannot tell which characters a token stands for; use a fast one")
+        if not texts:
+            return []
+        encoded = self.tokenizer(
+            list(texts),
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_offsets_mapping=True,
+            verbose=False,
+        )
+        bos = () if plain else self._bos
+        found = [
+            Encoded(tuple(tokens), tuple((int(first), int(after)) for first, after in spans))
+            for tokens, spans in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        ]
+        return [one if one.tokens[: len(bos)] == bos else one.behind(bos) for one in found]
 
     def _encode(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         bos = self._bos

@@ -41,6 +41,11 @@ def packed_hidden_states(model: PreTrainedModel, packed: PackedSequences) -> Ten
     Raises:
         ConfigError: If the architecture cannot run packed.
     """
+    return packed_states(model, packed).index_select(0, packed.predict_index)
+
+
+def packed_states(model: PreTrainedModel, packed: PackedSequences) -> Tensor:
+    """(N, H) final hidden states of the whole row; see :func:`packed_hidden_states`, which chooses among them."""
     inner: Any = causal_lm(model)
     use_packed_attention(inner)
     output = inner.base_model(
@@ -51,7 +56,7 @@ def packed_hidden_states(model: PreTrainedModel, packed: PackedSequences) -> Ten
         packed_layout=attention_layout(packed, inner.dtype),
     )
     hidden: Tensor = output.last_hidden_state[0]
-    return hidden.index_select(0, packed.predict_index)
+    return hidden
 
 
 @overload

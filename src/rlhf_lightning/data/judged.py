@@ -1,0 +1,62 @@
+"""From judged responses to tokens: which token ends each step, and which is the final one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rlhf_lightning.data.render import Encoded, Renderer
+from rlhf_lightning.errors import DataError
+from rlhf_lightning.reward_types import JudgedGroup, JudgedResponse, RenderedGroup
+from rlhf_lightning.types import Prompt
+
+
+def render_groups(renderer: Renderer, groups: Sequence[JudgedGroup]) -> list[RenderedGroup]:
+    """The groups' tokens.
+
+    A response's tokens are those of prompt and response encoded together, as long as that leaves the prompt's own
+    tokens as they are; else those of the response alone. A response that finished ends with the end-of-sequence token.
+    A step ends at the last token that holds any of its characters.
+
+    Raises:
+        ModelSourceError: If the tokenizer tells no offsets, or has no end-of-sequence token.
+        DataError: If a response that was cut off is empty, so that there is no token to score.
+    """
+    prompts = renderer.render([(group.task, index, group.problem) for index, group in enumerate(groups)])
+    pairs = [(p, r) for p, group in zip(prompts, groups, strict=True) for r in group.responses]
+    together = renderer.encode_with_offsets([prompt.text + response.text for prompt, response in pairs])
+    alone = renderer.encode_with_offsets([response.text for _, response in pairs], plain=True)
+    eos = renderer.eos
+    rendered = iter(
+        _response(prompt, response, both, single, eos)
+        for (prompt, response), both, single in zip(pairs, together, alone, strict=True)
+    )
+    return [
+        _group(group, prompt, [next(rendered) for _ in group.responses])
+        for group, prompt in zip(groups, prompts, strict=True)
+    ]
+
+
+_Response = tuple[tuple[int, ...], tuple[int, ...]]
+"""Tokens, and which of them ends each step."""
+
+
+def _group(group: JudgedGroup, prompt: Prompt, rendered: Sequence[_Response]) -> RenderedGroup:
+    return RenderedGroup(group, prompt.tokens, tuple(r[0] for r in rendered), tuple(r[1] for r in rendered))
+
+
+def _response(prompt: Prompt, response: JudgedResponse, both: Encoded, single: Encoded, eos: int) -> _Response:
+    start = len(prompt.tokens)
+    if both.tokens[:start] == prompt.tokens:
+        tokens, spans, shift = both.tokens[start:], both.spans[start:], len(prompt.text)
+    else:
+        tokens, spans, shift = single.tokens, single.spans, 0
+    ends = tuple(_last_token(spans, step.end + shift) for step in response.steps)
+    tokens = (*tokens, eos) if response.finished else tokens
+    if not tokens:
+        raise DataError(f"an empty response to {prompt.text[:40]!r} was cut off: there is no token to score")
+    return tokens, ends
+
+
+def _last_token(spans: Sequence[tuple[int, int]], end: int) -> int:
+    """The last token that begins before character ``end``; 0 if none does."""
+    return max((i for i, (first, after) in enumerate(spans) if first < end and after > first), default=0)

@@ -1,0 +1,105 @@
+"""A trained reward model as a folder: a Hugging Face sequence classifier with a card that says how to ask it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from rlhf_lightning.errors import ModelSourceError
+from rlhf_lightning.models.scalar import scalar_head
+from rlhf_lightning.models.sources import DType, Folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+CARD_FILE = "reward_model.json"
+
+
+@dataclass(frozen=True)
+class RewardCard:
+    """How a reward model was trained, and so how it must be asked.
+
+    Attributes:
+        supervision: ``outcome`` (only the final score means anything) or ``process`` (each step's does too).
+        delimiter: Text between the steps of a response.
+        chat: Whether prompts go through the tokenizer's chat template.
+        system: The chat's system turn.
+        base: Identity of the model it was made from.
+        tasks: Tasks it was trained on.
+    """
+
+    supervision: Literal["outcome", "process"] = "outcome"
+    delimiter: str = "\n"
+    chat: bool = False
+    system: str | None = None
+    base: str = ""
+    tasks: tuple[str, ...] = ()
+
+
+def save_reward_model(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, card: RewardCard, folder: Path
+) -> None:
+    """Writes weights (safetensors; adapters merged into a copy by the caller), tokenizer and card."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    text = json.dumps(asdict(card), indent=1, ensure_ascii=False)
+    (folder / CARD_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+class RewardModelFolder(Folder):
+    """A folder that :func:`save_reward_model` wrote, or any sequence classifier of one label.
+
+    Args:
+        path: The folder.
+        dtype: Type the weights are loaded in.
+        trust_remote_code: Whether model code that lies in the folder may run.
+
+    Raises:
+        ModelSourceError: If the folder, its weights or its head are missing.
+    """
+
+    def __init__(self, path: str, dtype: DType = "float32", trust_remote_code: bool = False) -> None:
+        super().__init__(path, dtype, trust_remote_code)
+        self.card = self._read_card()
+        if not self._has_head():
+            raise ModelSourceError(
+                f"{self.path} holds no reward model: its weights have no scalar head ('score.weight'). "
+                "Train one with: rlhf fit --config tiny/orm.yaml"
+            )
+
+    def load(self) -> PreTrainedModel:
+        """Backbone and head, in evaluation mode."""
+        from transformers import AutoModelForSequenceClassification
+
+        model = AutoModelForSequenceClassification.from_pretrained(
+            self.path,
+            dtype=getattr(torch, self.dtype),
+            num_labels=1,
+            trust_remote_code=self.trust_remote_code,
+            use_safetensors=True,
+        ).eval()
+        scalar_head(model)
+        return model
+
+    def _read_card(self) -> RewardCard:
+        file = self.path / CARD_FILE
+        if not file.is_file():
+            return RewardCard()
+        try:
+            given: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ModelSourceError(f"{file} is not valid JSON: {error}") from error
+        known = {field.name for field in fields(RewardCard)}
+        if unknown := sorted(set(given) - known):
+            raise ModelSourceError(f"{file}: unknown key {unknown[0]!r}. Known: {', '.join(sorted(known))}")
+        return RewardCard(**given | {"tasks": tuple(given.get("tasks", ()))})
+
+    def _has_head(self) -> bool:
+        from safetensors import safe_open
+
+        names = (name for file in sorted(self.path.glob("*.safetensors")) for name in safe_open(file, "pt"))
+        return "score.weight" in set(names)
