@@ -101,5 +101,12 @@ class RewardModelFolder(Folder):
     def _has_head(self) -> bool:
         from safetensors import safe_open
 
-        names = (name for file in sorted(self.path.glob("*.safetensors")) for name in safe_open(file, "pt"))
-        return "score.weight" in set(names)
+        files = sorted(self.path.glob("*.safetensors"))
+        return any("score.weight" in _names(file) for file in files)
+
+
+def _names(file: Path) -> list[str]:
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as tensors:
+        return list(tensors.keys())
