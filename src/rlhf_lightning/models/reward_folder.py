@@ -99,7 +99,6 @@ class RewardModelFolder(Folder):
         return RewardCard(**given | {"tasks": tuple(given.get("tasks", ()))})
 
     def _has_head(self) -> bool:
-        from safetensors import safe_open
 
         files = sorted(self.path.glob("*.safetensors"))
         return any("score.weight" in _names(file) for file in files)
