@@ -1,4 +1,4 @@
-"""preference_loss (Eq. 1) and correctness_loss (Eq. 2)."""
+"""preference_loss (Eq. 1), centering_loss and correctness_loss (Eq. 2)."""
 
 import math
 
@@ -9,7 +9,7 @@ from torch.distributions import Bernoulli
 from torch.nn import functional as F
 
 from reference import losses as slow
-from rlhf_lightning.functional import aggregate, correctness_loss, last_true, preference_loss
+from rlhf_lightning.functional import aggregate, centering_loss, correctness_loss, last_true, preference_loss
 
 CHOSEN = torch.tensor([1.0, -2.0, 0.3, 4.0], dtype=torch.float64)
 REJECTED = torch.tensor([0.0, 1.0, 0.3, -3.0], dtype=torch.float64)
@@ -29,6 +29,15 @@ def test_hand_worked_correctness():
     logits = torch.tensor([[math.log(3.0), math.log(3.0), 9.0]])
     labels, mask = torch.tensor([[1, 0, 1]]), torch.tensor([[True, True, False]])
     assert correctness_loss(logits, labels, mask)[0].tolist() == pytest.approx([math.log(4 / 3), math.log(4), 0.0])
+
+
+def test_centering_is_the_formula():
+    assert centering_loss(CHOSEN, REJECTED).tolist() == pytest.approx([1.0, 1.0, 0.36, 1.0])
+
+
+def test_centred_pairs_cost_nothing_and_order_does_not_matter():
+    assert centering_loss(CHOSEN, -CHOSEN).eq(0).all()
+    assert torch.equal(centering_loss(CHOSEN, REJECTED), centering_loss(REJECTED, CHOSEN))
 
 
 def test_preference_is_the_formula():
@@ -84,9 +93,11 @@ def test_padding_changes_nothing():
 
 def test_other_pairs_change_nothing():
     assert torch.equal(preference_loss(CHOSEN, REJECTED)[:2], preference_loss(CHOSEN[:2], REJECTED[:2]))
+    assert torch.equal(centering_loss(CHOSEN, REJECTED)[:2], centering_loss(CHOSEN[:2], REJECTED[:2]))
 
 
 def test_gradient():
     chosen, rejected = CHOSEN.clone().requires_grad_(), REJECTED.clone().requires_grad_()
     assert gradcheck(lambda c, r: preference_loss(c, r, 0.5), (chosen, rejected))
+    assert gradcheck(centering_loss, (chosen, rejected))
     assert gradcheck(lambda z: correctness_loss(z, LABELS, MASK), LOGITS.clone().requires_grad_())

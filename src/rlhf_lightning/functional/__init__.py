@@ -13,17 +13,21 @@ from rlhf_lightning.functional.logprobs import chunked_token_logprobs, token_log
 from rlhf_lightning.functional.masked import last_true, masked_mean, masked_sum, masked_var, masked_whiten
 from rlhf_lightning.functional.packing import GroupPiece, balanced_bins, pack_groups, row_starts, split_by_budget
 from rlhf_lightning.functional.policy_loss import clipped_policy_loss
-from rlhf_lightning.functional.reward_loss import correctness_loss, preference_loss
+from rlhf_lightning.functional.reward_loss import centering_loss, correctness_loss, preference_loss
 from rlhf_lightning.functional.shaping import asymmetric_shrink, clip_rewards
+from rlhf_lightning.functional.step_scores import STEP_AGGREGATIONS, aggregate_steps
 from rlhf_lightning.functional.value_loss import clipped_value_loss
 
 __all__ = [
     "AGGREGATION_MODES",
+    "STEP_AGGREGATIONS",
     "GroupPiece",
     "aggregate",
+    "aggregate_steps",
     "aggregation_weights",
     "asymmetric_shrink",
     "balanced_bins",
+    "centering_loss",
     "chunked_token_logprobs",
     "clip_rewards",
     "clipped_policy_loss",

@@ -1,4 +1,4 @@
-"""Losses of the reward model: preference pairs (Eq. 1) and correctness labels (Eq. 2). Neither reduces its batch."""
+"""Losses of the reward model: preference pairs (Eq. 1) and correctness labels (Eq. 2). None reduces its batch."""
 
 from __future__ import annotations
 
@@ -22,6 +22,21 @@ def preference_loss(chosen: Tensor, rejected: Tensor, margin: Tensor | float | N
     """
     difference = chosen - rejected
     return -F.logsigmoid(difference if margin is None else difference - margin)
+
+
+def centering_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
+    r"""Holds the scores of each pair around 0, which Eq. 1 leaves open: ``(R_c + R_r)^2``.
+
+    Source: Eisenstein et al. 2023 (arXiv 2312.09244), whose coefficient is left to the caller.
+
+    Args:
+        chosen: (B,) scores of the preferred responses, unbounded.
+        rejected: (B,) scores of the others.
+
+    Returns:
+        (B,) in squared units of the score.
+    """
+    return (chosen + rejected) ** 2
 
 
 def correctness_loss(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:

@@ -1,0 +1,70 @@
+"""What a reward model says of responses: packed, without gradients, each prompt computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from rlhf_lightning.devices import to_device
+from rlhf_lightning.functional.packing import GroupPiece
+from rlhf_lightning.models.reward_packs import pack_responses, split_groups
+from rlhf_lightning.models.scalar import packed_scalars
+from rlhf_lightning.reward_types import RenderedGroup, ResponseScore
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@torch.no_grad()
+def score_groups(
+    model: PreTrainedModel, groups: Sequence[RenderedGroup], *, process: bool, token_budget: int
+) -> list[list[ResponseScore]]:
+    """Scores every response of some groups.
+
+    A score depends on its own prompt and response alone: neither on padding, nor on what stands beside it (up to the
+    rounding of the model's type).
+
+    Args:
+        model: As ``models.scalar.scalar_model`` makes it; scored in evaluation mode, and left in the mode it was in.
+        groups: Rendered groups; pairs and labels don't matter.
+        process: Also score each step's end.
+        token_budget: Most tokens of a packed row.
+
+    Returns:
+        For each group, in order, the scores of its responses; with ``process`` a response's ``steps`` has one score
+        for each of its steps, else it is empty.
+
+    Raises:
+        ConfigError: If a prompt with one response exceeds the budget, or the model has no scalar head.
+    """
+    if not groups:
+        return []
+    scores: list[list[ResponseScore | None]] = [[None] * len(group.responses) for group in groups]
+    training = model.training
+    model.eval()
+    try:
+        for pieces in split_groups(groups, token_budget=token_budget):
+            for (group, response), score in _scored(model, groups, pieces, process):
+                scores[group][response] = score
+    finally:
+        model.train(training)
+    return [[score for score in row if score is not None] for row in scores]
+
+
+def _scored(
+    model: PreTrainedModel, groups: Sequence[RenderedGroup], pieces: Sequence[GroupPiece], process: bool
+) -> Iterator[tuple[tuple[int, int], ResponseScore]]:
+    packed, tokens = pack_responses(groups, pieces)
+    names = [(piece.group, i) for piece in pieces for i in piece.responses]
+    places = [
+        torch.cat([own[list(groups[group].step_ends[i] if process else ())], own[-1:]])
+        for (group, i), own in zip(names, tokens, strict=True)
+    ]
+    device: torch.device = model.device  # type: ignore[assignment]
+    flat: Tensor = packed_scalars(model, to_device(packed, device), torch.cat(places).to(device)).cpu()
+    for name, own in zip(names, flat.split([len(p) for p in places]), strict=True):
+        *steps, final = own.tolist()
+        yield name, ResponseScore(final, tuple(steps))
