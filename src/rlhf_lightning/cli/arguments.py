@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +13,7 @@ from lightning.pytorch import Trainer
 
 from rlhf_lightning.cli.document import Document, Key, plain, read
 from rlhf_lightning.cli.expand import SHORT_NAMES, Expander, kind_of
+from rlhf_lightning.cli.options import CONFIG, SWITCHES, Option, split_options
 from rlhf_lightning.cli.signatures import check_arguments, classes_in, import_class, signature
 from rlhf_lightning.configfiles import find_config, shipped_configs
 from rlhf_lightning.errors import ConfigError
@@ -22,7 +22,6 @@ from rlhf_lightning.registry import nearest
 _DATA_ARGUMENTS = {"self", "model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}
 _OWN = ("seed_everything", "trainer", "model", "data", "run")
 RUN_KEYS = ("name", "root")
-_SWITCHES = re.compile(r"^(-h|--help|--print_config(=.*)?)$")
 
 
 @dataclass(frozen=True)
@@ -56,9 +55,10 @@ def prepare(argv: Sequence[str]) -> Prepared:
         ConfigError: For whatever can be told wrong without the parser.
     """
     subcommand, rest = argv[0], list(argv[1:])
-    options = list(_options(rest))
-    files = [find_config(_wanted(option)) for option in options if option.name in ("-c", "--config")]
+    options = list(split_options(rest))
+    files = [find_config(option.config()) for option in options if option.name in CONFIG]
     document = read(files)
+    _refuse_job(document)
     keys = top_keys(subcommand)
     expander = Expander(document)
     for key in list(document.values):
@@ -66,7 +66,7 @@ def prepare(argv: Sequence[str]) -> Prepared:
         document.values[key] = expander.top(key, document.values[key])
     _check_members(document)
     config = _with_run_name(document.values, files[-1].stem if files else subcommand)
-    overrides = [option for option in options if option.name not in ("-c", "--config")]
+    overrides = [option for option in options if option.name not in CONFIG]
     arguments = [word for option in overrides for word in _Override(document, keys).apply(option)]
     _require_model(document, rest)
     return Prepared(subcommand, document, config, arguments)
@@ -78,61 +78,19 @@ def top_keys(subcommand: str) -> list[str]:
     return [*_OWN, *(name for name in own if name not in _DATA_ARGUMENTS)]
 
 
-@dataclass(frozen=True)
-class _Option:
-    """One option of the command line: ``--a.b=c``, ``--a.b c`` or a switch."""
-
-    name: str
-    value: str | None
-    words: tuple[str, ...]
-
-    @property
-    def key(self) -> Key:
-        """The key it sets, as written."""
-        return tuple(self.name.removeprefix("--").removesuffix("+").split("."))
-
-    def valued(self, value: str) -> list[str]:
-        """The same option with another value."""
-        return [f"{self.name}={value}"]
-
-
-def _options(words: list[str]) -> Iterator[_Option]:
-    position = 0
-    while position < len(words):
-        word = words[position]
-        takes_next = position + 1 < len(words) and not words[position + 1].startswith("--")
-        if not word.startswith("-") or _SWITCHES.match(word):
-            yield _Option(word, None, (word,))
-        elif word.startswith("--") and "=" in word:
-            name, _, value = word.partition("=")
-            yield _Option(name, value, (word,))
-        elif takes_next:
-            yield _Option(word, words[position + 1], (word, words[position + 1]))
-            position += 1
-        else:
-            yield _Option(word, None, (word,))
-        position += 1
-
-
-def _wanted(option: _Option) -> str:
-    if not option.value:
-        raise ConfigError(f"{option.name} needs a name. Shipped: {', '.join(shipped_configs()) or 'none'}")
-    return option.value
-
-
 class _Override:
     """Checks one command-line option against the document, expands it, and notes it there."""
 
     def __init__(self, document: Document, keys: list[str]) -> None:
         self.document, self.keys, self.expander = document, keys, Expander(document)
 
-    def apply(self, option: _Option) -> list[str]:
+    def apply(self, option: Option) -> list[str]:
         """The words to hand to the parser in the option's place."""
         if not option.name.startswith("--"):
             if option.name in ("-h",):
                 return list(option.words)
             raise ConfigError(f"unexpected argument {option.name!r}: options are --key=value or --key value")
-        if _SWITCHES.match(option.name) or option.key[-1] == "help":
+        if SWITCHES.match(option.name) or option.key[-1] == "help":
             return list(option.words)
         key = plain(option.key)
         _check_top("command line: ", key[0], self.keys, prefix="--")
@@ -141,7 +99,7 @@ class _Override:
         self.document.sources[key] = "command line"
         return self._module(option, key) if key[:1] in SHORT_NAMES else self._other(option, key)
 
-    def _other(self, option: _Option, key: Key) -> list[str]:
+    def _other(self, option: Option, key: Key) -> list[str]:
         members = {"trainer": list(signature(Trainer).hints), "run": list(RUN_KEYS)}.get(key[0])
         if members is not None and len(key) > 1:
             _check_member("command line: --", key[:2], members)
@@ -150,7 +108,7 @@ class _Override:
             return [f"{option.name}={json.dumps(value)}"]
         return list(option.words)
 
-    def _module(self, option: _Option, key: Key) -> list[str]:
+    def _module(self, option: Option, key: Key) -> list[str]:
         if option.value is None:
             return list(option.words)
         if len(key) == 1 or key[1:] == ("class_path",):
@@ -175,7 +133,7 @@ class _Override:
             holder, hint = _argument(holder, name), signature(cls).hints.get(name)
         return holder, hint
 
-    def _plugin(self, option: _Option, key: Key, hint: Any, name: str) -> list[str]:
+    def _plugin(self, option: Option, key: Key, hint: Any, name: str) -> list[str]:
         """An option whose value may be a plug-in in short form."""
         if kind_of(hint, key[-1]) is None:
             return list(option.words)
@@ -252,8 +210,14 @@ def _with_run_name(values: dict[str, Any], stem: str) -> dict[str, Any]:
     return values | {"run": run | {"name": run.get("name") or stem}}
 
 
+def _refuse_job(document: Document) -> None:
+    if "job" in document.values:
+        job = document.values["job"]
+        raise ConfigError(f"{document.where(('job',))}this configuration is for another command: rlhf {job}")
+
+
 def _require_model(document: Document, words: list[str]) -> None:
-    wants_help = any(_SWITCHES.match(word) or word.split("=")[0].endswith(".help") for word in words)
+    wants_help = any(SWITCHES.match(word) or word.split("=")[0].endswith(".help") for word in words)
     if "model" not in document.values and not wants_help:
         shipped = ", ".join(shipped_configs()) or "none"
         raise ConfigError(f"no model: give --config NAME (shipped: {shipped}) or --model CLASS")

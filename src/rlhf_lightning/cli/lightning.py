@@ -18,10 +18,10 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from rlhf_lightning import __version__
 from rlhf_lightning.cli.arguments import Prepared, prepare
-from rlhf_lightning.cli.messages import explain
+from rlhf_lightning.cli.messages import explain, first_cause
 from rlhf_lightning.cli.runs import RunFolder, existing_checkpoint
 from rlhf_lightning.cli.signatures import import_class, signature
-from rlhf_lightning.errors import ConfigError, RLHFError
+from rlhf_lightning.errors import ConfigError
 
 SUBCOMMANDS = tuple(LightningCLI.subcommands())
 TRAINER_DEFAULTS: dict[str, Any] = {
@@ -122,7 +122,7 @@ class RLHFCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except (ValueError, MisconfigurationException) as error:
-            first = _first_cause(error)
+            first = first_cause(error, self._own)
             if isinstance(first, ValueError | MisconfigurationException):
                 raise ConfigError(str(first)) from error
             raise first from error
@@ -184,13 +184,6 @@ class RLHFCLI(LightningCLI):
         checkpoint = self._own["ckpt_path"]
         goes_on = self.begins_again or (checkpoint is not None and self.folder.holds(checkpoint))
         return self.folder.make() if goes_on else self.folder.open_new()
-
-
-def _first_cause(error: BaseException) -> BaseException:
-    """What a constructor raised: the parser raises its own error from it, once for each union it is in."""
-    while error.__cause__ is not None and not isinstance(error, RLHFError):
-        error = error.__cause__
-    return error
 
 
 def _wanted(given: Any, defaults: list[Callback]) -> list[Callback]:

@@ -7,9 +7,15 @@ user needs is the path of keys and the innermost reason.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
+
+from jsonargparse import Namespace
 
 from rlhf_lightning.cli.document import Document, Key
+from rlhf_lightning.cli.signatures import import_class
+from rlhf_lightning.errors import RLHFError
 
 _KEY = re.compile(r'^Parser key "(?P<key>[^"]*)":?\s*(?P<rest>.*)$')
 _CLASS = re.compile(r"^Problem with given class_path '(?P<path>[^']*)':?\s*(?P<rest>.*)$")
@@ -51,6 +57,44 @@ def explain(text: str, document: Document) -> str:
     owner = f" (an argument of {refusal.cls})" if refusal.cls else ""
     where = document.where(refusal.key) if refusal.key else ""
     return f"{where}{refusal.reason}{owner}"
+
+
+def first_cause(error: BaseException, config: Namespace) -> BaseException:
+    """What a constructor raised: the parser raises its own error from it, once for each union it is in.
+
+    Args:
+        error: What the parser raised.
+        config: The parsed configuration. In a union with lists the parser keeps the first refusal only, which may be
+            that a list is no single object; so the objects of the configuration are tried one by one for ours.
+    """
+    if (ours := next(_refusals(config.as_dict()), None)) is not None:
+        return ours
+    while error.__cause__ is not None and not isinstance(error, RLHFError):
+        error = error.__cause__
+    return error
+
+
+def _refusals(value: Any) -> Iterator[RLHFError]:
+    """The errors with which objects of a configuration refuse their arguments, the innermost first."""
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _refusals(part)
+    if isinstance(value, dict) and isinstance(value.get("class_path"), str):
+        try:
+            _made(value)
+        except RLHFError as error:
+            yield error
+        except Exception:
+            return  # not one that is made without more arguments
+
+
+def _made(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_made(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if isinstance(value.get("class_path"), str):
+        return import_class(value["class_path"], "")(**_made(value.get("init_args") or {}))
+    return {key: _made(item) for key, item in value.items()}
 
 
 def understand(text: str) -> Refusal:

@@ -1,6 +1,7 @@
-"""The commands beside the trainer's: one module each, with ``configure(parser)`` and ``run(options) -> int``.
+"""The commands beside the trainer's: one module each, a new file is a new command.
 
-A new file in this folder is a new command; its docstring's first line is its help.
+A module's docstring's first line is its help. It has either ``main(words) -> int``, or ``configure(parser)`` and
+``run(options) -> int``. The file ``label_steps.py`` is the command ``label-steps``.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from rlhf_lightning.errors import ConfigError
 
 def names() -> list[str]:
     """Names of the commands, found without importing them."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+    return sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
 
 
 def summaries() -> dict[str, str]:
     """One line of help a command, read from the files without importing them."""
-    return {name: _first_line(Path(__path__[0]) / f"{name}.py") for name in names()}
+    return {name: _first_line(Path(__path__[0]) / f"{_module(name)}.py") for name in names()}
 
 
 def run(name: str, words: Sequence[str]) -> int:
@@ -39,11 +40,19 @@ def run(name: str, words: Sequence[str]) -> int:
     Raises:
         RLHFError: For all that the user can mend.
     """
-    module = importlib.import_module(f"{__name__}.{name}")
+    module = importlib.import_module(f"{__name__}.{_module(name)}")
+    code: int
+    if hasattr(module, "main"):
+        code = module.main(words)
+        return code
     parser = _Parser(prog=f"rlhf {name}", description=module.__doc__, allow_abbrev=False)
     module.configure(parser)
-    code: int = module.run(parser.parse_args(words))
+    code = module.run(parser.parse_args(words))
     return code
+
+
+def _module(name: str) -> str:
+    return name.replace("-", "_")
 
 
 class _Parser(argparse.ArgumentParser):
