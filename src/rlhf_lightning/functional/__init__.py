@@ -6,6 +6,7 @@ reduction. ``docs/equations.md`` maps each function to its equation and its test
 """
 
 from rlhf_lightning.functional.aggregate import AGGREGATION_MODES, aggregate, aggregation_weights
+from rlhf_lightning.functional.best_of_n import best_of_n, pass_at_n
 from rlhf_lightning.functional.gae import discounted_returns, gae
 from rlhf_lightning.functional.group import equal_groups, group_center, group_normalize, leave_one_out
 from rlhf_lightning.functional.kl import kl_k1, kl_k2, kl_k3
@@ -28,6 +29,7 @@ __all__ = [
     "asymmetric_shrink",
     "balanced_bins",
     "centering_loss",
+    "best_of_n",
     "chunked_token_logprobs",
     "clip_rewards",
     "clipped_policy_loss",
@@ -48,6 +50,7 @@ __all__ = [
     "masked_var",
     "masked_whiten",
     "pack_groups",
+    "pass_at_n",
     "preference_loss",
     "row_starts",
     "split_by_budget",

@@ -1,0 +1,1 @@
+"""How good reward models and policies are: best-of-N over pools of samples, with intervals and figures."""
