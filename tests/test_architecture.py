@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "src" / "rlhf_lightning"
 
 FLOORS = [
-    {"_version", "errors", "types", "reward_types", "events", "devices", "run_layout", "functional"},
+    {"_version", "errors", "types", "sampling_params", "reward_types", "events", "devices", "run_layout", "functional"},
     {"protocols", "registry"},
     {"samplers", "scorers", "transforms", "advantages", "losses", "kl", "models", "tasks", "data", "metrics"},
     {"statistics", "pipeline"},

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlhf_lightning.sampling_params import SamplingParams as SamplingParams
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -68,43 +70,6 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class SamplingParams:
-    """How responses are drawn.
-
-    Attributes:
-        max_new_tokens: Longest response, in tokens, the end-of-sequence token included.
-        temperature: Divides the logits; 0 means greedy decoding.
-        top_k: Keep the k most likely tokens; 0 keeps all.
-        top_p: Keep the smallest set of tokens whose probability reaches this; 1 keeps all.
-        stop: Texts that end a response when they appear in it. They stay in the response.
-
-    Raises:
-        ValueError: If a value is out of range.
-    """
-
-    max_new_tokens: int = 64
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    stop: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
-        if self.temperature < 0:
-            raise ValueError(f"temperature must be 0 (greedy) or more, got {self.temperature}")
-        if self.top_k < 0:
-            raise ValueError(f"top_k must be 0 (off) or more, got {self.top_k}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
-
-    @property
-    def full_support(self) -> bool:
-        """Whether every token can be drawn, so that sampler and trainer describe the same distribution."""
-        return self.temperature > 0 and self.top_k == 0 and self.top_p == 1.0
-
-
-@dataclass(frozen=True)
 class Rollout:
     """Sampled responses.
 
@@ -145,6 +110,19 @@ class Rollout:
 
 
 @dataclass(frozen=True)
+class StepScores:
+    """Scores of the steps of responses, each at its step's last token.
+
+    Attributes:
+        values: (B, T) float32, 0 where no step ends.
+        ends: (B, T) True on the last token of a step; within the response's mask.
+    """
+
+    values: Tensor
+    ends: Tensor
+
+
+@dataclass(frozen=True)
 class Scores:
     """What the scorers said.
 
@@ -152,11 +130,13 @@ class Scores:
         values: (B,) float32, the score that is optimised.
         parts: Each scorer's own (B,) values by name, before weighting.
         failed: (B,) True where a verifier hung or raised and the declared failure value was used.
+        steps: Scores of reasoning steps, from a scorer that judges them; else None.
     """
 
     values: Tensor
     parts: Mapping[str, Tensor]
     failed: Tensor
+    steps: StepScores | None = None
 
 
 @dataclass(frozen=True)
@@ -185,12 +165,16 @@ class TokenRewards:
         mask: (B, T).
         group_size: G; groups are contiguous.
         baseline: (B, T) critic values, or None without a critic.
+        prompt_baseline: (P,) reward to compare a prompt's samples with, when the estimator asks for one; else None.
+        steps: Scores of reasoning steps, or None.
     """
 
     values: Tensor
     mask: Tensor
     group_size: int
     baseline: Tensor | None = None
+    prompt_baseline: Tensor | None = None
+    steps: StepScores | None = None
 
 
 @dataclass(frozen=True)
@@ -278,6 +262,8 @@ class UpdateBatch:
         temperature: The sampling temperature, applied to the logits before log-probs.
         update: Index of the update within the rollout.
         micro_batches: Number k of micro-batches in this update.
+        sampler_logprobs: (b, T) the sampler's own log-probs, with the support it used; None is as ``old_logprobs``.
+        marks: (b, T) tokens that the policy loss picked out of the whole update; None when it picks none.
     """
 
     packed: PackedSequences
@@ -288,6 +274,8 @@ class UpdateBatch:
     temperature: float
     update: int
     micro_batches: int
+    sampler_logprobs: Tensor | None = None
+    marks: Tensor | None = None
 
     @property
     def tokens(self) -> int:

@@ -1,4 +1,4 @@
-"""group_normalize, group_center, leave_one_out, equal_groups."""
+"""group_normalize, group_center, leave_one_out, length_weighted_center, equal_groups."""
 
 import math
 import statistics
@@ -10,9 +10,22 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
 from reference import advantages as slow
-from rlhf_lightning.functional import equal_groups, group_center, group_normalize, leave_one_out
+from rlhf_lightning.functional import (
+    equal_groups,
+    group_center,
+    group_normalize,
+    leave_one_out,
+    length_weighted_center,
+)
 
-BASELINES = [group_normalize, group_center, leave_one_out]
+
+def length_weighted(rewards: torch.Tensor, *, group_size: int) -> torch.Tensor:
+    """Lengths 1, 2, …, G within each group."""
+    lengths = torch.arange(len(rewards)) % group_size + 1
+    return length_weighted_center(rewards, lengths, group_size=group_size)
+
+
+BASELINES = [group_normalize, group_center, leave_one_out, length_weighted]
 
 
 def tensor(values: list[float]) -> torch.Tensor:
@@ -24,6 +37,9 @@ def test_hand_worked_values():
     assert group_center(rewards, group_size=2).tolist() == [-1.0, 1.0, 0.0, 0.0, -2.0, 2.0]
     assert group_normalize(rewards, group_size=2, eps=0.0).tolist() == [-1.0, 1.0, 0.0, 0.0, -1.0, 1.0]
     assert leave_one_out(rewards, group_size=2).tolist() == [-2.0, 2.0, 0.0, 0.0, -4.0, 4.0]
+    # lengths 3, 1: baselines (3·1 + 1·3)/4, 0, (0 + 4)/4
+    lengths = torch.tensor([3, 1, 3, 1, 3, 1])
+    assert length_weighted_center(rewards, lengths, group_size=2).tolist() == [-0.5, 1.5, 0.0, 0.0, -1.0, 3.0]
 
 
 def test_the_standard_deviation_is_the_populations():
@@ -41,6 +57,7 @@ def test_they_are_the_formulas(groups: list[list[float]]):
         group_normalize: [x for g in groups for x in slow.normalized(g, eps)],
         group_center: [r - slow.mean(g) for g in groups for r in g],
         leave_one_out: [x for g in groups for x in slow.less_others(g)],
+        length_weighted: [x for g in groups for x in slow.less_length_weighted_mean(g, [1, 2, 3])],
     }
     for function, values in expected.items():
         assert function(rewards, group_size=3).tolist() == pytest.approx(values, abs=1e-8)
@@ -91,7 +108,13 @@ def test_small_real_differences_are_not_lost():
     assert group_normalize(rewards, group_size=3, eps=0.0).tolist() == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("function", [group_normalize, group_center])
+def test_with_equal_lengths_the_length_weighted_mean_is_the_mean():
+    rewards = tensor([0.2, 1.0, -3.0, 0.7, 0.5, 0.5])
+    result = length_weighted_center(rewards, torch.full((6,), 17), group_size=3)
+    assert result.tolist() == pytest.approx(group_center(rewards, group_size=3).tolist())
+
+
+@pytest.mark.parametrize("function", [group_normalize, group_center, length_weighted])
 def test_a_group_of_one_gives_zero(function):
     assert function(tensor([3.0, -1.0]), group_size=1).tolist() == [0.0, 0.0]
 
@@ -115,6 +138,11 @@ def test_an_uneven_batch_is_refused(function):
 def test_equal_groups_names_the_groups():
     rewards = tensor([1.0, 1.0, 0.0, 1.0, 0.1 + 0.2, 0.3])
     assert equal_groups(rewards, group_size=2).tolist() == [True, False, True]
+
+
+def test_equal_groups_within_a_spread():
+    rewards = tensor([1.0, 1.25, 0.0, 0.5, 2.0, 2.0])
+    assert equal_groups(rewards, group_size=2, spread=0.25).tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize("function", BASELINES)

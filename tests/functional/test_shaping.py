@@ -1,4 +1,4 @@
-"""clip_rewards and asymmetric_shrink."""
+"""clip_rewards, asymmetric_shrink and soft_overlong."""
 
 import math
 
@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from rlhf_lightning.functional import asymmetric_shrink, clip_rewards
+from reference import losses as slow
+from rlhf_lightning.functional import asymmetric_shrink, clip_rewards, soft_overlong
 
 REWARDS = torch.tensor([-3.0, -1.0, 0.0, 0.5, 4.0], dtype=torch.float64)
 PADDED = torch.cat([REWARDS, torch.tensor([math.nan, 0.0])])
@@ -59,3 +60,28 @@ def test_alpha_out_of_range_is_refused(alpha: float):
 def test_crossed_bounds_are_refused():
     with pytest.raises(ValueError, match="low <= high"):
         clip_rewards(REWARDS, low=1.0, high=-1.0)
+
+
+def test_hand_worked_punishments_of_length():
+    lengths = torch.tensor([1, 6, 7, 8, 10, 11, 50])
+    assert soft_overlong(lengths, max_length=10, buffer=4).tolist() == [0, 0, -0.25, -0.5, -1, -1, -1]
+
+
+def test_punishments_of_length_are_the_formula():
+    expected = [slow.soft_overlong(n, 20, 7) for n in range(1, 30)]
+    assert soft_overlong(torch.arange(1, 30), max_length=20, buffer=7).tolist() == pytest.approx(expected)
+
+
+def test_a_buffer_as_long_as_the_limit_punishes_from_the_first_token():
+    assert soft_overlong(torch.tensor([1, 2, 4]), max_length=4, buffer=4).tolist() == [-0.25, -0.5, -1.0]
+
+
+def test_gradient_of_the_punishment():
+    lengths = torch.tensor([2.0, 7.5, 9.1, 12.0], dtype=torch.float64, requires_grad=True)
+    assert gradcheck(lambda n: soft_overlong(n, max_length=10, buffer=4), lengths)
+
+
+@pytest.mark.parametrize("buffer", [0, 11])
+def test_a_buffer_that_does_not_fit_is_refused(buffer: int):
+    with pytest.raises(ValueError, match=f"buffer={buffer}, max_length=10"):
+        soft_overlong(torch.tensor([3]), max_length=10, buffer=buffer)

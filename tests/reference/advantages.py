@@ -37,3 +37,19 @@ def normalized(group: list[float], eps: float) -> list[float]:
 def less_others(group: list[float]) -> list[float]:
     """r_i - 1/(G-1) sum over j != i of r_j (arXiv 2402.14740)."""
     return [r - mean(group[:i] + group[i + 1 :]) for i, r in enumerate(group)]
+
+
+def less_length_weighted_mean(group: list[float], lengths: list[int]) -> list[float]:
+    """r_i - sum l_j r_j / sum l_j (arXiv 2505.23585)."""
+    baseline = sum(n * r for n, r in zip(lengths, group, strict=True)) / sum(lengths)
+    return [r - baseline for r in group]
+
+
+def process(group: list[dict[int, float]], lengths: list[int], eps: float) -> list[list[float]]:
+    """arXiv 2402.03300, §4.1.3. Each response of a group is {index of a step's last token: the step's score}."""
+    everything = [score for response in group for score in response.values()]
+    center, scale = mean(everything), population_std(everything) + eps
+    return [
+        [sum((score - center) / scale for end, score in response.items() if end >= t) for t in range(n)]
+        for response, n in zip(group, lengths, strict=True)
+    ]

@@ -45,3 +45,29 @@ def aggregate(sequences: list[list[float]], mode: str, constant: float) -> float
         "seq-mean-token-sum": sum(sums) / len(sums),
         "constant": sum(tokens) / constant,
     }[mode]
+
+
+def gspo_objective(new: list[float], old: list[float], advantage: float, low: float, high: float) -> float:
+    """min(s A, clip(s) A) of one response, s its likelihood ratio to the power 1/|y| (arXiv 2507.18071, §4.1)."""
+    s = (math.exp(sum(new)) / math.exp(sum(old))) ** (1 / len(new))
+    return min(s * advantage, min(max(s, 1 - low), 1 + high) * advantage)
+
+
+def cispo_weight(new: float, old: float, low: float, high: float) -> float:
+    """What the gradient of log pi is multiplied with, beside the advantage (arXiv 2506.13585, §3.1)."""
+    return min(max(math.exp(new) / math.exp(old), 1 - low), 1 + high)
+
+
+def soft_overlong(length: int, longest: int, cache: int) -> float:
+    """DAPO (arXiv 2503.14476), Eq. 13, case by case."""
+    if length <= longest - cache:
+        return 0.0
+    if length <= longest:
+        return ((longest - cache) - length) / cache
+    return -1.0
+
+
+def covariances(logprobs: list[float], advantages: list[float]) -> list[float]:
+    """Each token's (log pi - mean)(A - mean) (arXiv 2505.22617, §4.2)."""
+    p, a = sum(logprobs) / len(logprobs), sum(advantages) / len(advantages)
+    return [(x - p) * (y - a) for x, y in zip(logprobs, advantages, strict=True)]

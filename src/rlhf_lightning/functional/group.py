@@ -80,12 +80,37 @@ def leave_one_out(rewards: Tensor, *, group_size: int) -> Tensor:
     return group_center(rewards, group_size=group_size) * (group_size / (group_size - 1))
 
 
-def equal_groups(rewards: Tensor, *, group_size: int) -> Tensor:
-    """Which groups have no two different rewards: ``max(r) - min(r) <= TOLERANCE · rounding · max|r|``.
+def length_weighted_center(rewards: Tensor, lengths: Tensor, *, group_size: int) -> Tensor:
+    """Rewards less the mean that counts a response by its length: ``r_i - sum_j |y_j| r_j / sum_j |y_j|``.
+
+    Source: OPO (Hao et al., arXiv 2505.23585), §3: the baseline of least gradient variance where the squared norm of a
+    response's score function grows with its length. With equal lengths it is ``group_center``.
+
+    Args:
+        rewards: (B,) floating point.
+        lengths: (B,) response lengths in tokens; not all 0 within a group.
+        group_size: G. A group of 1 gives 0.
+
+    Returns:
+        (B,) in the unit of the rewards; exactly 0 in all-equal groups.
+
+    Raises:
+        ValueError: If B is not a multiple of G.
+    """
+    groups = _groups(rewards, group_size)
+    weights = _groups(lengths.to(rewards.dtype), group_size)
+    baseline = (weights * groups).sum(dim=1, keepdim=True) / weights.sum(dim=1, keepdim=True).clamp(min=1)
+    equal = equal_groups(rewards, group_size=group_size).unsqueeze(1)
+    return torch.where(equal, 0, groups - baseline).reshape(-1)
+
+
+def equal_groups(rewards: Tensor, *, group_size: int, spread: float = 0.0) -> Tensor:
+    """Which groups have no two different rewards: ``max(r) - min(r) <= spread + TOLERANCE · rounding · max|r|``.
 
     Args:
         rewards: (B,) floating point.
         group_size: G.
+        spread: Difference, in the unit of the rewards, up to which they count as the same beyond rounding.
 
     Returns:
         (P,) bool.
@@ -94,9 +119,15 @@ def equal_groups(rewards: Tensor, *, group_size: int) -> Tensor:
         ValueError: If B is not a multiple of G.
     """
     groups = _groups(rewards.detach(), group_size)
-    spread = groups.amax(dim=1) - groups.amin(dim=1)
-    rounding = torch.finfo(rewards.dtype).eps * groups.abs().amax(dim=1)
-    return spread <= TOLERANCE * rounding
+    return _all_equal(groups, torch.ones_like(groups, dtype=torch.bool), spread)
+
+
+def _all_equal(rows: Tensor, mask: Tensor, spread: float = 0.0) -> Tensor:
+    """(P,) whether the counted values of each row are the same."""
+    rows = rows.detach()
+    largest, least = rows.masked_fill(~mask, -torch.inf).amax(dim=1), rows.masked_fill(~mask, torch.inf).amin(dim=1)
+    rounding = torch.finfo(rows.dtype).eps * torch.where(mask, rows, 0).abs().amax(dim=1)
+    return largest - least <= spread + TOLERANCE * rounding
 
 
 def _groups(rewards: Tensor, group_size: int) -> Tensor:

@@ -46,7 +46,9 @@ def clipped_policy_loss(
     Raises:
         ValueError: If a bound is negative or ``dual_clip`` is not above 1.
     """
-    _check_bounds(clip_low, clip_high, dual_clip)
+    _check_bounds(clip_low, clip_high)
+    if dual_clip is not None and dual_clip <= 1:
+        raise ValueError(f"dual_clip must be above 1, got {dual_clip}")
     ratio = torch.exp(new - old)
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
     loss = -torch.minimum(ratio * advantages, clipped * advantages)
@@ -55,8 +57,6 @@ def clipped_policy_loss(
     return torch.where(advantages < 0, torch.minimum(loss, -dual_clip * advantages), loss)
 
 
-def _check_bounds(clip_low: float, clip_high: float, dual_clip: float | None) -> None:
+def _check_bounds(clip_low: float, clip_high: float) -> None:
     if clip_low < 0 or clip_high < 0:
         raise ValueError(f"clip bounds must not be negative, got clip_low={clip_low} and clip_high={clip_high}")
-    if dual_clip is not None and dual_clip <= 1:
-        raise ValueError(f"dual_clip must be above 1, got {dual_clip}")
