@@ -1,11 +1,26 @@
 """Advantage estimators on token rewards worked by hand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from rlhf_lightning.advantages import RLOO, Group, GroupCenter, Reinforce
+from rlhf_lightning.advantages import (
+    OPO,
+    RLOO,
+    Group,
+    GroupCenter,
+    Process,
+    Reinforce,
+    ReinforcePlusPlus,
+    ReinforcePlusPlusBaseline,
+    ReMax,
+)
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.types import TokenRewards
+from rlhf_lightning.types import StepScores, TokenRewards
+
+ZERO_IF_EQUAL = [Group(), GroupCenter(), RLOO(), OPO(), ReinforcePlusPlusBaseline()]
+ALL = [*ZERO_IF_EQUAL, Process(), Reinforce(), ReinforcePlusPlus(), ReMax()]
 
 
 @pytest.fixture
@@ -48,27 +63,89 @@ def test_paper_advantage_is_the_transformed_reward():
     assert Reinforce()(TokenRewards(values, mask, 2)).values.tolist() == [[1.0] * 4, [-0.5] * 4]
 
 
-@pytest.mark.parametrize("estimator", [Group(), GroupCenter(), RLOO()], ids=lambda e: type(e).__name__)
+def test_reinforce_plus_plus_whitens_over_all_tokens(rewards):
+    # what is to come: 3 3 3, 1 1.5, 2; mean 13.5/6 = 2.25, variance (3·0.75² + 1.25² + 0.75² + 0.25²)/6 = 3.875/6
+    scale = (3.875 / 6) ** 0.5
+    expected = torch.tensor([[0.75, 0.75, 0.75], [-1.25, -0.75, 0], [-0.25, 0, 0]]) / scale
+    torch.testing.assert_close(ReinforcePlusPlus()(rewards).values, expected, atol=1e-5, rtol=0)
+
+
+def test_reinforce_plus_plus_baseline_centers_the_group_and_whitens_over_all_tokens(rewards):
+    # 1 1 1, -1 -1, 0: mean 1/6, variance 5/6 - 1/36
+    scale = (5 / 6 - 1 / 36) ** 0.5
+    expected = torch.tensor([[5 / 6, 5 / 6, 5 / 6], [-7 / 6, -7 / 6, 0], [-1 / 6, 0, 0]]) / scale
+    torch.testing.assert_close(ReinforcePlusPlusBaseline()(rewards).values, expected, atol=1e-5, rtol=0)
+
+
+def test_remax_takes_the_greedy_responses_reward_off(rewards):
+    compared = replace(rewards, prompt_baseline=torch.tensor([2.0]))
+    assert ReMax()(compared).values.tolist() == [[1, 1, 1], [-1, -0.5, 0], [0, 0, 0]]
+
+
+def test_remax_gives_each_prompt_its_own_baseline():
+    values, baseline = torch.tensor([[1.0], [2.0], [3.0], [4.0]]), torch.tensor([1.0, 5.0])
+    rewards = TokenRewards(values, torch.ones(4, 1, dtype=torch.bool), 2, prompt_baseline=baseline)
+    assert ReMax()(rewards).values.tolist() == [[0.0], [1.0], [-2.0], [-1.0]]
+
+
+def test_remax_says_what_is_missing(rewards):
+    with pytest.raises(ValueError, match="prompt_baseline is missing"):
+        ReMax()(rewards)
+
+
+def test_opo_weighs_the_mean_by_length(rewards):
+    # rewards 3, 1, 2 of lengths 3, 2, 1: (9 + 2 + 2) / 6
+    expected = torch.tensor([[5, 5, 5], [-7, -7, 0], [-1, 0, 0]]) / 6
+    torch.testing.assert_close(OPO()(rewards).values, expected)
+
+
+def test_process_sums_the_steps_that_are_to_end(rewards):
+    # steps 1 and 3, 1, 3: mean 2, standard deviation 1; the responses' own rewards are not looked at
+    ends = torch.tensor([[1, 0, 1], [0, 1, 0], [1, 0, 0]], dtype=torch.bool)
+    steps = StepScores(torch.tensor([[1.0, 0, 3], [0, 1, 0], [3, 0, 0]]), ends)
+    advantages = Process(eps=0.0)(replace(rewards, steps=steps)).values
+    assert advantages.tolist() == [[0, 1, 1], [-1, -1, 0], [1, 0, 0]]
+
+
+def test_process_needs_step_scores(rewards):
+    with pytest.raises(ConfigError, match="advantage process: none of the scorers gives step scores"):
+        Process()(rewards)
+
+
+def test_only_some_read_a_baseline_or_no_rewards():
+    assert [type(e) for e in ALL if e.needs_prompt_baseline] == [ReMax]
+    assert [type(e) for e in ALL if not e.reads_rewards] == [Process]
+
+
+@pytest.mark.parametrize("estimator", ZERO_IF_EQUAL, ids=lambda e: type(e).__name__)
 def test_equal_rewards_give_exactly_nothing(estimator):
     values = torch.full((4, 3), 0.1)
     advantages = estimator(TokenRewards(values, torch.ones(4, 3, dtype=torch.bool), group_size=4)).values
     assert torch.count_nonzero(advantages) == 0
 
 
-@pytest.mark.parametrize("estimator", [Group(), GroupCenter(), RLOO(), Reinforce()], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize("estimator", ALL, ids=lambda e: type(e).__name__)
 def test_padding_changes_nothing(estimator, rewards):
-    padded = TokenRewards(
-        torch.nn.functional.pad(rewards.values, (0, 2), value=9.0), torch.nn.functional.pad(rewards.mask, (0, 2)), 3
-    )
+    pad, baseline = torch.nn.functional.pad, torch.tensor([0.5])
+    steps = StepScores(rewards.values, rewards.mask)
+    wide = StepScores(pad(rewards.values, (0, 2), value=9.0), pad(rewards.mask, (0, 2)))
+    padded = TokenRewards(wide.values, wide.ends, 3, prompt_baseline=baseline, steps=wide)
     values = estimator(padded).values
-    torch.testing.assert_close(values[:, :3], estimator(rewards).values)
+    given = replace(rewards, prompt_baseline=baseline, steps=steps)
+    torch.testing.assert_close(values[:, :3], estimator(given).values)
     assert torch.count_nonzero(values[:, 3:]) == 0
 
 
 def test_group_estimators_say_how_many_samples_they_need():
-    assert (Group().min_group_size, RLOO().min_group_size, Reinforce().min_group_size) == (2, 2, 1)
+    assert {e.min_group_size for e in (Group, RLOO, OPO, Process, ReinforcePlusPlusBaseline)} == {2}
+    assert {e.min_group_size for e in (Reinforce, ReinforcePlusPlus, ReMax)} == {1}
 
 
 def test_gamma_out_of_range():
     with pytest.raises(ConfigError, match="gamma"):
         Reinforce(gamma=1.5)
+
+
+def test_negative_eps():
+    with pytest.raises(ConfigError, match="advantage process: eps must not be negative, got -1"):
+        Process(eps=-1)

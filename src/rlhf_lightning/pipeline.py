@@ -11,11 +11,14 @@ from torch import Tensor
 from rlhf_lightning import statistics
 from rlhf_lightning.events import Events
 from rlhf_lightning.kl import KLTerm
-from rlhf_lightning.protocols import AdvantageEstimator, Metric, RewardTransform, Sampler, Scorer
+from rlhf_lightning.protocols import AdvantageEstimator, FurtherPrompts, Metric, RewardTransform, Sampler, Scorer
 from rlhf_lightning.types import Experience, Prompt, Rewards, Rollout, Scores, TokenRewards
 
 LogProbs = Callable[[Rollout], Tensor]
 """Gives the (B, T) log-probs of a rollout's responses under some model, without gradient."""
+
+PromptRewards = Callable[[Sequence[Prompt]], Tensor]
+"""Gives (P,) rewards of prompts, to compare those of their samples with."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Pipeline:
         behaviour: Recomputes the log-probs that updates start from; None takes the sampler's own, which are exact when
             it samples from the whole distribution at the trainer's precision.
         values: Critic values (B, T), or None without a critic.
+        prompt_baseline: Rewards to compare a prompt's samples with, or None when the estimator does not ask.
         metrics: Further numbers to compute of a rollout.
         events: Told which phase is on.
     """
@@ -44,21 +48,33 @@ class Pipeline:
     reference: LogProbs | None
     behaviour: LogProbs | None
     values: LogProbs | None
+    prompt_baseline: PromptRewards | None
     metrics: Sequence[Metric]
     events: Events
 
-    def __call__(self, prompts: Sequence[Prompt], *, samples_per_prompt: int, seeds: Tensor) -> Experience:
+    def __call__(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        samples_per_prompt: int,
+        seeds: Tensor,
+        further: FurtherPrompts | None = None,
+    ) -> Experience:
         """Runs one rollout.
 
         Args:
             prompts: P prompts.
             samples_per_prompt: G.
             seeds: (P·G,) int64 seeds of the samples.
+            further: More prompts, for a sampler that refills.
         """
         with self.events.phase("rollout"):
             rollout = self.sampler(prompts, samples_per_prompt=samples_per_prompt, seeds=seeds)
-        with self.events.phase("score", total=len(seeds)):
-            scores = self.scorer(rollout)
+        scores = self._score(rollout)
+        refilled: Mapping[str, float] = {}
+        if further is not None and self.sampler.refills:
+            with self.events.phase("rollout"):
+                rollout, scores, refilled = self.sampler.refill(rollout, scores, further=further, score=self._score)
         with self.events.phase("reference"):
             old = self.behaviour(rollout) if self.behaviour else rollout.logprobs
             ref = self.reference(rollout) if self.reference else None
@@ -66,9 +82,19 @@ class Pipeline:
             self.events.advance(int(rollout.lengths.sum()))
         rewards, logged = transform(self.transforms, raw_rewards(rollout, scores))
         token_rewards = place_on_tokens(rewards, rollout, old, ref, self.kl_reward, values)
-        advantages = self.advantage(token_rewards)
+        advantages = self.advantage(replace(token_rewards, steps=scores.steps, prompt_baseline=self._baseline(rollout)))
         experience = Experience(rollout, scores, rewards.values, advantages, old, ref, logged)
-        return replace(experience, metrics={**logged, **self._measure(experience)})
+        return replace(experience, metrics={**logged, **refilled, **self._measure(experience)})
+
+    def _score(self, rollout: Rollout) -> Scores:
+        with self.events.phase("score", total=len(rollout.texts)):
+            return self.scorer(rollout)
+
+    def _baseline(self, rollout: Rollout) -> Tensor | None:
+        if self.prompt_baseline is None:
+            return None
+        with self.events.phase("baseline"):
+            return self.prompt_baseline(rollout.prompts)
 
     def _measure(self, experience: Experience) -> dict[str, float]:
         own = {metric.name: metric(experience.rollout, experience.scores) for metric in self.metrics}

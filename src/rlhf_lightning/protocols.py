@@ -29,12 +29,21 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
+FurtherPrompts = Callable[[int], tuple[Sequence[Prompt], "Tensor"]]
+"""Gives the next n prompts that a rollout does not have yet, or fewer when there are no more, and the seeds of their
+samples; which ones is a function of run seed and rollout alone."""
+
+
 class Sampler(ABC):
     """Draws responses from a policy."""
 
     params: SamplingParams
     #: Told the number of new tokens while sampling goes on, by samplers that can say.
     on_tokens: Callable[[int], None] | None = None
+    #: Whether ``refill`` is to be called on a scored rollout.
+    refills: bool = False
+    #: Smallest group that it can do its work with (2 where it compares the samples of a prompt).
+    min_group_size: int = 1
 
     @property
     def exact(self) -> bool:
@@ -69,6 +78,22 @@ class Sampler(ABC):
             seeds: (P·G,) int64; a sequence's draws are a function of its seed alone.
             params: Overrides the sampler's own (greedy evaluation, say).
         """
+
+    def refill(
+        self, rollout: Rollout, scores: Scores, *, further: FurtherPrompts, score: Callable[[Rollout], Scores]
+    ) -> tuple[Rollout, Scores, Mapping[str, float]]:
+        """Puts other groups in the place of some, once the scores are known; by default of none.
+
+        Args:
+            rollout: What a call gave.
+            scores: Its scores.
+            further: Where more prompts come from.
+            score: Scores what is drawn of them.
+
+        Returns:
+            The rollout with its scores, as many groups as before, and numbers to log.
+        """
+        return rollout, scores, {}
 
 
 class DecodingSession(ABC):
@@ -133,6 +158,8 @@ class RewardTransform(ABC):
     name: str
     #: Smallest group for which the step means anything (1, or 2 for statistics over a group).
     min_group_size: int = 1
+    #: Whether a response's reward depends on other responses.
+    compares: bool = False
 
     @abstractmethod
     def __call__(self, rewards: Rewards) -> Rewards:
@@ -144,6 +171,10 @@ class AdvantageEstimator(ABC):
 
     #: Smallest group for which the estimator means anything (1, or 2 for group baselines).
     min_group_size: int = 1
+    #: Whether it asks for ``TokenRewards.prompt_baseline``, the reward of each prompt's greedy response.
+    needs_prompt_baseline: bool = False
+    #: Whether it looks at the responses' rewards; else only at ``TokenRewards.steps``.
+    reads_rewards: bool = True
 
     @abstractmethod
     def __call__(self, rewards: TokenRewards) -> Advantages:
@@ -161,6 +192,20 @@ class PolicyLoss(ABC):
             new: (b, T) log-probs under the policy being trained, with gradient.
             batch: The micro-batch.
         """
+
+    def mark(self, old: Tensor, advantages: Tensor, mask: Tensor, *, seed: int) -> Tensor | None:
+        """Picks tokens out of a whole update, before it is cut into micro-batches; by default none.
+
+        Args:
+            old: (n, T) log-probs before the update.
+            advantages: (n, T).
+            mask: (n, T) True on response tokens.
+            seed: For a random choice; a function of run seed, rollout and update.
+
+        Returns:
+            (n, T) bool, which comes back as ``UpdateBatch.marks``, or None.
+        """
+        return None
 
 
 class KLController(ABC):

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from rlhf_lightning.functional import equal_groups, kl_k1, kl_k3, masked_mean
+from rlhf_lightning.functional import (
+    effective_sample_share,
+    equal_groups,
+    importance_log_weights,
+    kl_k1,
+    kl_k3,
+    masked_mean,
+)
 from rlhf_lightning.types import Experience
 
 
@@ -20,6 +28,7 @@ def of_experience(experience: Experience) -> dict[str, float]:
         **of_lengths(experience),
         **of_advantages(experience),
         **of_kl(experience),
+        **of_sampler(experience),
     }
 
 
@@ -65,3 +74,28 @@ def of_kl(experience: Experience) -> dict[str, float]:
             "kl/ref_k1_per_sequence": float(k1.sum(1).mean()),
         }
     return measured
+
+
+def of_sampler(experience: Experience) -> dict[str, float]:
+    """Where the trainer's log-probs differ from the sampler's: quantiles of the raw ratios, effective sample shares."""
+    old, rollout = experience.old_logprobs, experience.rollout
+    if torch.equal(old, rollout.logprobs):
+        return {}
+    logs = {
+        level: importance_log_weights(old, rollout.logprobs.to(old), rollout.mask, level=level)
+        for level in ("token", "sequence")
+    }
+    tokens, sequences = logs["token"][rollout.mask].exp(), logs["sequence"][:, 0].exp()
+    return {
+        **{f"importance/token_ratio_{name}": value for name, value in _quantiles(tokens).items()},
+        **{f"importance/sequence_ratio_{name}": value for name, value in _quantiles(sequences).items()},
+        "importance/token_effective_share": float(effective_sample_share(tokens)),
+        "importance/sequence_effective_share": float(effective_sample_share(sequences)),
+    }
+
+
+def _quantiles(values: Tensor) -> dict[str, float]:
+    """Nearest values from below, without ``torch.quantile``'s limit on their number."""
+    ordered = values.sort().values
+    places = {"min": 0.0, "q01": 0.01, "q50": 0.5, "q99": 0.99, "max": 1.0}
+    return {name: float(ordered[int(share * (len(ordered) - 1))]) for name, share in places.items()}

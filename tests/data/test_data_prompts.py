@@ -44,6 +44,27 @@ def test_a_prompt_met_twice_in_a_rollout_gets_another_index(bound):
     assert sorted(indices)[:20] == list(range(20))
 
 
+def test_further_prompts_are_the_others_each_once(bound):
+    data = bound()
+    own = data.train_prompts(0, 4)
+    further = list(data.further_prompts(0, own))
+    assert sorted(p.text for p in [*own, *further]) == LETTERS
+    assert all(p.text == LETTERS[p.index] for p in further)
+    assert list(data.further_prompts(0, data.train_prompts(0, 25))) == []
+
+
+def test_further_prompts_are_a_function_of_seed_and_rollout(bound):
+    orders = [[p.text for p in bound(seed=seed).further_prompts(rollout, [])] for seed in (1, 2) for rollout in (0, 1)]
+    again = [p.text for p in bound().further_prompts(0, [])]
+    assert again == orders[0]
+    assert len({tuple(order) for order in orders}) == 4
+
+
+def test_further_prompts_leave_out_what_is_too_long(bound, caplog):
+    data = bound(train=["ab", "abc", "b", "abcd"], max_prompt_tokens=2, drop_long=True)
+    assert sorted(p.text for p in data.further_prompts(0, [])) == ["ab", "b"]
+
+
 def test_held_out_prompts_are_fixed_and_never_trained_on(tokenizer):
     task = ChainedArithmetic(terms=2, max_operand=6, held_out=8)
     data = PromptData(task)

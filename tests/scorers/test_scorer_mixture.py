@@ -5,7 +5,7 @@ from faulty_tasks import Trusted
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.protocols import Scorer
 from rlhf_lightning.scorers import FormatScorer, MixtureScorer, VerifierScorer, combine
-from rlhf_lightning.types import Scores
+from rlhf_lightning.types import Scores, StepScores
 
 
 class Fixed(Scorer):
@@ -35,6 +35,26 @@ def test_weights_default_to_one_and_mixtures_nest(rollout_of):
         "mixture/b": [2.0],
         "c": [4.0],
     }
+
+
+class Stepwise(Fixed):
+    def __call__(self, rollout):
+        ends = torch.tensor([[False, True], [True, True]])
+        steps = StepScores(torch.tensor([[0.0, 2.0], [4.0, 6.0]]), ends)
+        return Scores(self.values, {self.name: self.values}, self.failed, steps)
+
+
+def test_step_scores_are_those_of_the_one_that_gives_them_times_its_weight(rollout_of):
+    given = combine([Fixed("a", [1.0, 2.0]), Stepwise("b", [10.0, 20.0])], [1.0, 0.5])(rollout_of(["x", "y"])).steps
+    assert given.values.tolist() == [[0.0, 1.0], [2.0, 3.0]]
+    assert given.ends.tolist() == [[False, True], [True, True]]
+    assert combine([Fixed("a", [1.0, 2.0])])(rollout_of(["x", "y"])).steps is None
+
+
+def test_two_that_give_step_scores_are_refused(rollout_of):
+    mixture = combine([Stepwise("a", [1.0, 2.0]), Stepwise("b", [1.0, 2.0])])
+    with pytest.raises(ConfigError, match="only one may give step scores, but a and b do"):
+        mixture(rollout_of(["x", "y"]))
 
 
 def test_tasks_reach_those_who_ask_for_them(rollout_of):

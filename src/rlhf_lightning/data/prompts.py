@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 
 from rlhf_lightning.data._tasks import TaskData, as_list, spread
 from rlhf_lightning.data.order import PromptOrder
 from rlhf_lightning.data.render import Placed
+from rlhf_lightning.data.seeding import derive_seed
 from rlhf_lightning.errors import DataError
 from rlhf_lightning.protocols import Task
 from rlhf_lightning.types import Prompt
@@ -88,6 +89,25 @@ class PromptData(TaskData):
             drawn.append(_with_index(prompts[index], index + self.size * met[index]))
             met[index] += 1
         return drawn
+
+    def further_prompts(self, rollout: int, own: Sequence[Prompt]) -> Iterator[Prompt]:
+        """Training prompts that a rollout does not have, each once, in an order of (seed, rollout) alone.
+
+        They are taken out of no rollout: one that comes again later is drawn anew there.
+
+        Args:
+            rollout: Index of the rollout.
+            own: Its own prompts.
+
+        Raises:
+            DataError: If one is too long.
+        """
+        taken = {prompt.index % self.size for prompt in own}
+        places = PromptOrder(len(self._kept or ()) or self.size, derive_seed("further", self.seed, rollout)).epoch(0)
+        for place in places:
+            index = place if self._kept is None else self._kept[place]
+            if index not in taken:
+                yield from self._fitting([index])
 
     def _sample(self) -> list[int]:
         """Training prompts to look at beforehand: all of a task that has them in memory, else some."""

@@ -7,6 +7,7 @@ token budget changes the gradient.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from rlhf_lightning.models.rollout_packs import pack_pieces, split_rollout
 from rlhf_lightning.registry import check_choice
 from rlhf_lightning.types import Experience, UpdateBatch
 
+Mark = Callable[[Tensor, Tensor, Tensor, int], Tensor | None]
+
 
 def updates_of(
     experience: Experience,
@@ -28,6 +31,7 @@ def updates_of(
     order: Sequence[int] | None = None,
     denominators: Sequence[float] | None = None,
     micro_batches: int | None = None,
+    mark: Mark | None = None,
 ) -> list[list[UpdateBatch]]:
     """Splits a rollout's groups over updates and packs each into the same number k of micro-batches.
 
@@ -41,6 +45,7 @@ def updates_of(
         order: The P groups in the order they are used; as they come when not given.
         denominators: Per update, what ``update_denominators`` gave, summed over ranks; this process's own otherwise.
         micro_batches: k; the smallest number that fits every update when not given.
+        mark: Picks tokens of a whole update, from (n, T) old log-probs, advantages, mask, and the update's number.
 
     Returns:
         U lists of k micro-batches.
@@ -52,13 +57,16 @@ def updates_of(
     if denominators is None:
         denominators = update_denominators(experience, updates=updates, aggregation=aggregation, order=order)
     k = micro_batches or micro_batches_needed(experience, updates=updates, token_budget=token_budget, order=order)
-    mask = experience.rollout.mask
+    old, advantages, mask = experience.old_logprobs, experience.advantages.values, experience.rollout.mask
     batches = []
-    for update, members in enumerate(groups):
+    for number, members in enumerate(groups):
         bins = split_rollout(experience.rollout, members, token_budget=token_budget, n_bins=k)
-        weights = _weights(mask[_rows(experience, members)], aggregation, denominators[update])
+        rows = _rows(experience, members)
+        weights = _weights(mask[rows], aggregation, denominators[number])
+        marks = None if mark is None else mark(old[rows], advantages[rows], mask[rows], number)
         first_row = {group: position * experience.rollout.group_size for position, group in enumerate(members)}
-        batches.append([_batch(experience, pieces, weights, first_row, update, k) for pieces in bins])
+        update = _Update(number, k, first_row, weights, marks)
+        batches.append([_batch(experience, pieces, update) for pieces in bins])
     return batches
 
 
@@ -110,25 +118,31 @@ def groups_of_updates(n_groups: int, updates: int, order: Sequence[int] | None =
     return [list(order[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
 
 
-def _batch(
-    experience: Experience,
-    pieces: Sequence[GroupPiece],
-    weights: Tensor,
-    first_row: dict[int, int],
-    update: int,
-    micro_batches: int,
-) -> UpdateBatch:
+@dataclass(frozen=True)
+class _Update:
+    """What is known of a whole update: its number, k, each group's first row, and (n, T) weights and marks."""
+
+    number: int
+    micro_batches: int
+    first_row: dict[int, int]
+    weights: Tensor
+    marks: Tensor | None
+
+
+def _batch(experience: Experience, pieces: Sequence[GroupPiece], update: _Update) -> UpdateBatch:
     rows, packed = pack_pieces(experience.rollout, pieces)
-    weight_rows = torch.tensor([first_row[piece.group] + i for piece in pieces for i in piece.responses])
+    own = torch.tensor([update.first_row[piece.group] + i for piece in pieces for i in piece.responses])
     return UpdateBatch(
         packed=packed,
         old_logprobs=experience.old_logprobs[rows],
         ref_logprobs=None if experience.ref_logprobs is None else experience.ref_logprobs[rows],
         advantages=experience.advantages.values[rows],
-        weights=weights[weight_rows],
+        weights=update.weights[own],
         temperature=experience.rollout.params.temperature,
-        update=update,
-        micro_batches=micro_batches,
+        update=update.number,
+        micro_batches=update.micro_batches,
+        sampler_logprobs=experience.rollout.logprobs[rows],
+        marks=None if update.marks is None else update.marks[own],
     )
 
 

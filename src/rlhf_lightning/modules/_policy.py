@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
+from rlhf_lightning.data.seeding import derive_seed
 from rlhf_lightning.data.update_batches import updates_of
 from rlhf_lightning.functional import AGGREGATION_MODES
 from rlhf_lightning.kl import KLTerm
@@ -17,8 +19,9 @@ from rlhf_lightning.models.packed import packed_logprobs
 from rlhf_lightning.models.prepare import frozen, frozen_copy
 from rlhf_lightning.models.rollout_logprobs import rollout_logprobs
 from rlhf_lightning.modules._generating import GeneratingModule
-from rlhf_lightning.modules.evaluation import samples_of
-from rlhf_lightning.modules.plan import BatchPlan, check_group_size, check_token_budget
+from rlhf_lightning.modules.evaluation import greedy_rewards, samples_of
+from rlhf_lightning.modules.further import further_prompts
+from rlhf_lightning.modules.plan import BatchPlan, check_estimator, check_group_size, check_token_budget
 from rlhf_lightning.pipeline import Pipeline
 from rlhf_lightning.protocols import (
     AdvantageEstimator,
@@ -108,7 +111,8 @@ class PolicyModule(GeneratingModule):
         self.plan = BatchPlan(
             prompts_per_rollout, samples_per_prompt, updates_per_rollout, epochs_per_rollout, token_budget
         )
-        check_group_size(samples_per_prompt, [advantage, *reward_transforms])
+        check_group_size(samples_per_prompt, [sampler, advantage, *reward_transforms])
+        check_estimator(advantage, reward_transforms, kl_reward)
         check_choice(aggregation, AGGREGATION_MODES, "aggregation")
         self.reference_source, self.advantage, self.policy_loss = reference, advantage, policy_loss
         self.scorer = combine(scorers, scorer_weights)
@@ -154,6 +158,7 @@ class PolicyModule(GeneratingModule):
         self.pipeline = self._make_pipeline()
 
     def _make_pipeline(self) -> Pipeline:
+        greedy_baseline = partial(greedy_rewards, self.sampler, self.scorer, self.transforms)
         return Pipeline(
             sampler=self.sampler,
             scorer=self.scorer,
@@ -163,6 +168,7 @@ class PolicyModule(GeneratingModule):
             reference=self._reference_logprobs if self._needs_reference else None,
             behaviour=None if self._sampler_is_exact else self._policy_logprobs,
             values=None,
+            prompt_baseline=greedy_baseline if self.advantage.needs_prompt_baseline else None,
             metrics=self.extra_metrics,
             events=self.events,
         )
@@ -195,9 +201,11 @@ class PolicyModule(GeneratingModule):
     def explore(self) -> Experience:
         """The rollout of this index: a function of the weights, the seed and the index alone."""
         self.to_rollout_mode()
-        prompts = self.data.train_prompts(self.rollout_index, self.plan.prompts_per_rollout)
-        seeds = sample_seeds(self.seed, self.rollout_index, prompts, self.plan.samples_per_prompt)
-        experience = self.pipeline(prompts, samples_per_prompt=self.plan.samples_per_prompt, seeds=seeds)
+        rollout, samples = self.rollout_index, self.plan.samples_per_prompt
+        prompts = self.data.train_prompts(rollout, self.plan.prompts_per_rollout)
+        seeds = sample_seeds(self.seed, rollout, prompts, samples)
+        further = further_prompts(self.data, prompts, seed=self.seed, rollout=rollout, samples_per_prompt=samples)
+        experience = self.pipeline(prompts, samples_per_prompt=samples, seeds=seeds, further=further)
         self.sampler.release()
         if experience.rollout.weights_version != self.global_step:
             raise RuntimeError(
@@ -213,9 +221,14 @@ class PolicyModule(GeneratingModule):
             updates=self.plan.updates_per_rollout,
             token_budget=self.plan.token_budget,
             aggregation=self.aggregation,
+            mark=self._mark,
         )
         one_pass = [batch for update in updates for batch in update]
         return one_pass * self.plan.epochs_per_rollout
+
+    def _mark(self, old: Tensor, advantages: Tensor, mask: Tensor, update: int) -> Tensor | None:
+        seed = derive_seed("mark", self.seed, self.rollout_index, update)
+        return self.policy_loss.mark(old, advantages, mask, seed=seed)
 
     def _policy_logprobs(self, rollout: Rollout) -> Tensor:
         return self._logprobs(self.model, rollout)

@@ -7,8 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from rlhf_lightning.protocols import Sampler, Scorer
+from rlhf_lightning.pipeline import raw_rewards, transform
+from rlhf_lightning.protocols import RewardTransform, Sampler, Scorer
 from rlhf_lightning.types import Experience, Prompt, Rollout, Scores
 
 
@@ -17,6 +19,14 @@ def greedy(sampler: Sampler, prompts: Sequence[Prompt]) -> Rollout:
     params = replace(sampler.params, temperature=0.0)
     seeds = torch.zeros(len(prompts), dtype=torch.int64)
     return sampler(prompts, samples_per_prompt=1, seeds=seeds, params=params)
+
+
+def greedy_rewards(
+    sampler: Sampler, scorer: Scorer, transforms: Sequence[RewardTransform], prompts: Sequence[Prompt]
+) -> Tensor:
+    """(P,) rewards of one greedy response a prompt, scored and transformed as the samples are."""
+    rollout = greedy(sampler, prompts)
+    return transform(transforms, raw_rewards(rollout, scorer(rollout)))[0].values
 
 
 def accuracy_metrics(rollout: Rollout, scores: Scores) -> dict[str, float]:

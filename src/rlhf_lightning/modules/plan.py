@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.protocols import AdvantageEstimator, RewardTransform
+from rlhf_lightning.protocols import AdvantageEstimator, RewardTransform, Sampler
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class BatchPlan:
         )
 
 
-def check_group_size(samples_per_prompt: int, parts: Iterable[AdvantageEstimator | RewardTransform]) -> None:
+def check_group_size(samples_per_prompt: int, parts: Iterable[AdvantageEstimator | RewardTransform | Sampler]) -> None:
     """Refuses group statistics over too few samples.
 
     Raises:
@@ -74,6 +74,26 @@ def check_group_size(samples_per_prompt: int, parts: Iterable[AdvantageEstimator
                 f"samples_per_prompt is {samples_per_prompt}, but {type(part).__name__} compares the samples of a "
                 f"prompt with each other and needs at least {least}"
             )
+
+
+def check_estimator(
+    advantage: AdvantageEstimator, transforms: Iterable[RewardTransform], kl_reward: object | None
+) -> None:
+    """Refuses transforms and penalties that would do nothing, or something else, with this estimator.
+
+    Raises:
+        ConfigError: Naming the parts that do not go together.
+    """
+    name = type(advantage).__name__
+    idle = ["reward_transforms"] * bool(list(transforms)) + ["kl_reward"] * (kl_reward is not None)
+    if idle and not advantage.reads_rewards:
+        raise ConfigError(f"{name} reads step scores alone, so {' and '.join(idle)} would do nothing: leave it out")
+    comparing = [type(step).__name__ for step in transforms if step.compares]
+    if comparing and advantage.needs_prompt_baseline:
+        raise ConfigError(
+            f"{name} compares samples with a greedy response, which {comparing[0]} would shift against other responses "
+            "than the samples: leave it out of reward_transforms"
+        )
 
 
 def check_token_budget(token_budget: int, longest_prompt: int, max_new_tokens: int) -> None:

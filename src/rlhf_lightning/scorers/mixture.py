@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.protocols import Scorer, Task
 from rlhf_lightning.registry import register
-from rlhf_lightning.types import Rollout, Scores
+from rlhf_lightning.types import Rollout, Scores, StepScores
 
 
 @register("scorer", "mixture")
 class MixtureScorer(Scorer):
     """``Σᵢ wᵢ sᵢ`` over scorers; ``parts`` keeps each one's own values, before weighting.
 
-    A response counts as failed where it failed in any of them.
+    A response counts as failed where it failed in any of them. Step scores come from the one scorer that gives them,
+    times its weight.
 
     Args:
         scorers: The scorers; their names must differ.
@@ -46,10 +48,22 @@ class MixtureScorer(Scorer):
                 scorer.bind(tasks)
 
     def __call__(self, rollout: Rollout) -> Scores:
-        """Scores with each and adds up."""
+        """Scores with each and adds up.
+
+        Raises:
+            ConfigError: If several give step scores.
+        """
         scores = [scorer(rollout) for scorer in self.scorers]
         total = torch.stack([weight * s.values for weight, s in zip(self.weights, scores, strict=True)]).sum(0)
-        return Scores(total, self._parts(scores), torch.stack([s.failed for s in scores]).any(0))
+        failed = torch.stack([s.failed for s in scores]).any(0)
+        return Scores(total, self._parts(scores), failed, self._steps(scores))
+
+    def _steps(self, scores: Sequence[Scores]) -> StepScores | None:
+        given = [(weight, s.steps) for weight, s in zip(self.weights, scores, strict=True) if s.steps is not None]
+        if len(given) > 1:
+            names = [scorer.name for scorer, s in zip(self.scorers, scores, strict=True) if s.steps is not None]
+            raise ConfigError(f"scorers: only one may give step scores, but {' and '.join(names)} do")
+        return replace(given[0][1], values=given[0][0] * given[0][1].values) if given else None
 
     def _parts(self, scores: Sequence[Scores]) -> dict[str, torch.Tensor]:
         """Each scorer's parts; those of a scorer with several stand below its name."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from copy import deepcopy
+from dataclasses import replace
 
 import torch
+from torch import Tensor
 from torch.nn.functional import pad
 
 from rlhf_lightning.protocols import AdvantageEstimator
 from rlhf_lightning.testing.report import Check, require_same, require_shape, violated
 from rlhf_lightning.testing.values import token_rewards
-from rlhf_lightning.types import TokenRewards
+from rlhf_lightning.types import StepScores, TokenRewards
 
 Make = Callable[[], AdvantageEstimator]
 PADDING = 3
@@ -39,13 +41,7 @@ def padding(make: Make) -> None:
     """More padding changes nothing."""
     estimator = make()
     given = _groups(estimator)
-    wider = TokenRewards(
-        pad(given.values, (0, PADDING)),
-        pad(given.mask, (0, PADDING)),
-        given.group_size,
-        None if given.baseline is None else pad(given.baseline, (0, PADDING)),
-    )
-    values = estimator(wider).values[:, :-PADDING]
+    values = estimator(_wider(given)).values[:, :-PADDING]
     violated(
         not torch.allclose(values, estimator(given).values, atol=1e-6), "padding on the right changes the advantages"
     )
@@ -93,6 +89,19 @@ CHECKS: Mapping[str, Check] = {
     "equal rewards": equal_rewards,
 }
 """The contract."""
+
+
+def _wider(given: TokenRewards) -> TokenRewards:
+    def wide(x: Tensor) -> Tensor:
+        return pad(x, (0, PADDING))
+
+    return replace(
+        given,
+        values=wide(given.values),
+        mask=wide(given.mask),
+        baseline=None if given.baseline is None else wide(given.baseline),
+        steps=None if given.steps is None else StepScores(wide(given.steps.values), wide(given.steps.ends)),
+    )
 
 
 def _groups(estimator: AdvantageEstimator) -> TokenRewards:

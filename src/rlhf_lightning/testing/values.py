@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rlhf_lightning.functional import last_true
 from rlhf_lightning.types import (
     PackedSequences,
     Problem,
@@ -13,6 +14,7 @@ from rlhf_lightning.types import (
     Rollout,
     SamplingParams,
     Scores,
+    StepScores,
     TokenRewards,
     UpdateBatch,
 )
@@ -32,12 +34,24 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def token_rewards(group_size: int, *, equal: bool = False) -> TokenRewards:
-    """A reward on the last token of each sequence (all 1 when ``equal``), a small one elsewhere, and critic values."""
+    """A reward on the last token of each sequence (all 1 when ``equal``), a small one elsewhere, and all else there is.
+
+    That is critic values, a baseline a prompt, and scores of steps that end at every other token and at the last.
+    """
     count = GROUPS * group_size
     mask = ragged_mask(count)
     rewards = torch.zeros(count, TOKENS) if equal else 0.1 * normal(count, TOKENS, seed=1) * mask
     rewards[torch.arange(count), mask.sum(1) - 1] += 1.0 if equal else normal(count, seed=2)
-    return TokenRewards(rewards, mask, group_size, baseline=normal(count, TOKENS, seed=3) * mask)
+    ends = mask & ((torch.arange(TOKENS) % 2 == 0) | last_true(mask))
+    steps = ends.float() if equal else normal(count, TOKENS, seed=9) * ends
+    return TokenRewards(
+        rewards,
+        mask,
+        group_size,
+        baseline=normal(count, TOKENS, seed=3) * mask,
+        prompt_baseline=normal(GROUPS, seed=10),
+        steps=StepScores(steps, ends),
+    )
 
 
 def rewards(group_size: int, *, equal: bool = False) -> Rewards:
@@ -55,7 +69,15 @@ def update_batch(sequences: int = 4) -> UpdateBatch:
     advantages = (0.1 + normal(sequences, 1, seed=6).abs()) * sign * mask
     weights = mask / mask.sum()
     return UpdateBatch(
-        packed_of(mask), old, old.clone(), advantages, weights, temperature=1.0, update=0, micro_batches=1
+        packed_of(mask),
+        old,
+        old.clone(),
+        advantages,
+        weights,
+        temperature=1.0,
+        update=0,
+        micro_batches=1,
+        sampler_logprobs=old + 0.1 * normal(sequences, TOKENS, seed=11) * mask,
     )
 
 

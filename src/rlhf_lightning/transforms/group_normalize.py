@@ -22,6 +22,7 @@ class GroupNormalize(RewardTransform):
 
     name = "group_normalize"
     min_group_size = 2
+    compares = True
 
     def __init__(self, eps: float = 1e-6) -> None:
         self.eps = eps

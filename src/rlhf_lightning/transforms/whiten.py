@@ -21,6 +21,7 @@ class Whiten(RewardTransform):
     """
 
     name = "whiten"
+    compares = True
 
     def __init__(self, shift_mean: bool = True) -> None:
         self.shift_mean = shift_mean
