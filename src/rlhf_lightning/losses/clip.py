@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional import clipped_policy_loss
+from rlhf_lightning.losses._ratio import check_clip, ratio_diagnostics
 from rlhf_lightning.protocols import PolicyLoss
 from rlhf_lightning.registry import register
 from rlhf_lightning.types import UpdateBatch
@@ -18,6 +18,9 @@ from rlhf_lightning.types import UpdateBatch
 class Clip(PolicyLoss):
     """``−min(ρ·A, clip(ρ, 1 − low, 1 + high)·A)`` a token, ``ρ = exp(new − old)`` (PPO; paper, Eq. 4).
 
+    DAPO (arXiv 2503.14476) is this loss with ``low: 0.2, high: 0.28``, ``aggregation: token-mean``, the reward
+    transform ``soft_overlong`` and the sampler ``dynamic``; see ``configs/tiny/dapo.yaml``.
+
     Args:
         low: How far the ratio may fall below 1.
         high: How far it may rise above 1; more than ``low`` is DAPO's "clip higher".
@@ -25,8 +28,7 @@ class Clip(PolicyLoss):
     """
 
     def __init__(self, low: float = 0.2, high: float = 0.2, dual_clip: float | None = None) -> None:
-        if not 0 < low < 1 or high <= 0:
-            raise ConfigError(f"policy loss clip: low must be in (0, 1) and high above 0, got {low} and {high}")
+        check_clip("clip", low, high)
         if dual_clip is not None and dual_clip <= 1:
             raise ConfigError(f"policy loss clip: dual_clip must be above 1, got {dual_clip}")
         self.low, self.high, self.dual_clip = low, high, dual_clip
@@ -41,11 +43,4 @@ class Clip(PolicyLoss):
             clip_high=self.high,
             dual_clip=self.dual_clip,
         )
-        with torch.no_grad():
-            ratio = torch.exp(new - batch.old_logprobs)
-            diagnostics = {
-                "ratio/mean": ratio,
-                "ratio/clipped_low": ((ratio < 1 - self.low) & (batch.advantages < 0)).float(),
-                "ratio/clipped_high": ((ratio > 1 + self.high) & (batch.advantages > 0)).float(),
-            }
-        return loss, diagnostics
+        return loss, ratio_diagnostics(new - batch.old_logprobs, batch.advantages, self.low, self.high)

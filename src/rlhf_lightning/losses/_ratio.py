@@ -1,0 +1,28 @@
+"""What the losses that clip a ratio share: its diagnostics, and the check of its bounds."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rlhf_lightning.errors import ConfigError
+
+
+def ratio_diagnostics(log_ratio: Tensor, advantages: Tensor, low: float, high: float) -> dict[str, Tensor]:
+    """The ratio, and where it stands outside its bounds on the side that its advantage pushes to."""
+    ratio = torch.exp(log_ratio.detach())
+    return {
+        "ratio/mean": ratio,
+        "ratio/clipped_low": ((ratio < 1 - low) & (advantages < 0)).float(),
+        "ratio/clipped_high": ((ratio > 1 + high) & (advantages > 0)).float(),
+    }
+
+
+def check_clip(name: str, low: float, high: float) -> None:
+    """Refuses bounds that cannot be.
+
+    Raises:
+        ConfigError: Naming the loss and the ranges.
+    """
+    if not 0 < low < 1 or not high > 0:
+        raise ConfigError(f"policy loss {name}: low must be in (0, 1) and high above 0, got {low} and {high}")
