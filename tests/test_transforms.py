@@ -11,6 +11,7 @@ from rlhf_lightning.transforms import (
     GroupNormalize,
     LengthPenalty,
     MissingEosPenalty,
+    SoftOverlong,
     Whiten,
 )
 from rlhf_lightning.types import Rewards
@@ -58,6 +59,17 @@ def test_missing_eos_penalty(rewards):
     assert MissingEosPenalty(penalty=2.0)(rewards).values.tolist() == [1.0, 1.0, -20.0, 20.0]
 
 
+def test_soft_overlong(rewards):
+    # lengths 2, 10, 4, 6 of at most 8, punished from 4 on
+    punished = SoftOverlong(max_length=8, buffer=4, penalty=2.0)(rewards).values
+    assert punished.tolist() == [1.0, 1.0, -20.0, 19.0]
+
+
+def test_who_compares_responses_says_so():
+    steps = [AsymmetricShrink, Clip, GroupNormalize, LengthPenalty, MissingEosPenalty, SoftOverlong, Whiten]
+    assert [step for step in steps if step.compares] == [GroupNormalize, Whiten]
+
+
 def test_order_is_the_configurations(rewards):
     clip_first, _ = transform([Clip(-2, 2), GroupNormalize()], rewards)
     normalize_first, _ = transform([GroupNormalize(), Clip(-2, 2)], rewards)
@@ -79,7 +91,15 @@ def test_every_step_is_logged_before_and_after(rewards):
 
 @pytest.mark.parametrize(
     "step",
-    [Clip(-2, 2), GroupNormalize(), AsymmetricShrink(), Whiten(), LengthPenalty(0.1), MissingEosPenalty()],
+    [
+        Clip(-2, 2),
+        GroupNormalize(),
+        AsymmetricShrink(),
+        Whiten(),
+        LengthPenalty(0.1),
+        MissingEosPenalty(),
+        SoftOverlong(8, 4),
+    ],
     ids=lambda step: step.name,
 )
 def test_input_is_not_edited(step, rewards):
@@ -95,6 +115,8 @@ def test_input_is_not_edited(step, rewards):
         (lambda: AsymmetricShrink(1.5), "alpha"),
         (lambda: LengthPenalty(-1), "per_token"),
         (lambda: MissingEosPenalty(-1), "penalty"),
+        (lambda: SoftOverlong(8, 9), r"soft_overlong: buffer must be in \[1, max_length = 8\], got 9"),
+        (lambda: SoftOverlong(8, 4, -1), "soft_overlong: penalty"),
     ],
 )
 def test_impossible_arguments_are_named(make, key):
