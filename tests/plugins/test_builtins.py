@@ -9,6 +9,8 @@ from rlhf_lightning.registry import KINDS, plugins, resolve
 from rlhf_lightning.testing import check_plugin
 
 PURE_KINDS = ("advantage", "reward_transform", "policy_loss", "kl_controller")
+ARGUMENTS = {"soft_overlong": {"max_length": 5, "buffer": 2}}
+"""For those that cannot be made without."""
 
 load_builtins()
 
@@ -21,11 +23,13 @@ def test_every_file_of_the_built_in_packages_is_imported():
 
 
 def test_the_names_of_the_design_are_there():
-    assert {"group", "group_center", "rloo", "reinforce"} <= set(plugins("advantage"))
+    wanted = {"group", "group_center", "rloo", "reinforce", "remax", "opo", "process"}
+    assert wanted | {"reinforce_plus_plus", "reinforce_plus_plus_baseline"} <= set(plugins("advantage"))
     wanted = {"clip", "group_normalize", "asymmetric_shrink", "whiten", "length_penalty", "missing_eos_penalty"}
-    assert wanted <= set(plugins("reward_transform"))
+    assert wanted | {"soft_overlong"} <= set(plugins("reward_transform"))
+    assert {"clip", "gspo", "cispo", "clip_cov", "kl_cov", "importance"} <= set(plugins("policy_loss"))
     assert {"fixed", "adaptive"} <= set(plugins("kl_controller"))
-    assert {"in_process", "scripted"} <= set(plugins("sampler"))
+    assert {"in_process", "scripted", "dynamic"} <= set(plugins("sampler"))
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in KINDS for name in plugins(kind)])
@@ -38,11 +42,19 @@ def test_built_ins_inherit_from_their_kind_and_say_what_they_do(kind, name):
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in PURE_KINDS for name in plugins(kind)])
 def test_built_ins_keep_their_contract(kind, name):
-    report = check_plugin(resolve(kind, name))
+    cls = resolve(kind, name)
+    report = check_plugin(cls, make=lambda: cls(**ARGUMENTS.get(name, {})))
     assert [r for r in report.results if not r.passed] == []
     assert len(report.results) > 3
 
 
-@pytest.mark.parametrize(("kind", "name"), [("sampler", "in_process"), ("model_source", "tiny-llama")])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("sampler", "in_process"),
+        ("sampler", "dynamic"),
+        ("model_source", "tiny-llama"),
+    ],
+)
 def test_built_ins_with_models_keep_their_contract(kind, name):
     assert [r for r in check_plugin(resolve(kind, name)).results if not r.passed] == []

@@ -1,7 +1,8 @@
 """Samplers: how responses are drawn from a policy."""
 
 from rlhf_lightning.samplers._random import mix, uniforms
+from rlhf_lightning.samplers.dynamic import DynamicSampler
 from rlhf_lightning.samplers.in_process import InProcessSampler
 from rlhf_lightning.samplers.scripted import ScriptedSampler
 
-__all__ = ["InProcessSampler", "ScriptedSampler", "mix", "uniforms"]
+__all__ = ["DynamicSampler", "InProcessSampler", "ScriptedSampler", "mix", "uniforms"]
