@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "src" / "rlhf_lightning"
 
 FLOORS = [
     {"_version", "errors", "types", "sampling_params", "reward_types", "events", "devices", "run_layout", "functional"},
-    {"protocols", "registry"},
+    {"protocols", "sampler_protocols", "registry"},
     {"samplers", "scorers", "transforms", "advantages", "losses", "kl", "models", "tasks", "data", "metrics"},
     {"statistics", "pipeline"},
     {"modules"},

@@ -6,137 +6,28 @@ The classes below are also the type hints by which the configuration finds and c
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from rlhf_lightning.sampler_protocols import Decoder as Decoder
+from rlhf_lightning.sampler_protocols import DecodingSession as DecodingSession
+from rlhf_lightning.sampler_protocols import FurtherPrompts as FurtherPrompts
+from rlhf_lightning.sampler_protocols import Sampler as Sampler
 from rlhf_lightning.types import (
     Advantages,
     Demonstration,
     Problem,
-    Prompt,
     Rewards,
     Rollout,
-    SamplingParams,
     Scores,
     TokenRewards,
     UpdateBatch,
 )
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-
-
-FurtherPrompts = Callable[[int], tuple[Sequence[Prompt], "Tensor"]]
-"""Gives the next n prompts that a rollout does not have yet, or fewer when there are no more, and the seeds of their
-samples; which ones is a function of run seed and rollout alone."""
-
-
-class Sampler(ABC):
-    """Draws responses from a policy."""
-
-    params: SamplingParams
-    #: Told the number of new tokens while sampling goes on, by samplers that can say.
-    on_tokens: Callable[[int], None] | None = None
-    #: Whether ``refill`` is to be called on a scored rollout.
-    refills: bool = False
-    #: Smallest group that it can do its work with (2 where it compares the samples of a prompt).
-    min_group_size: int = 1
-
-    @property
-    def exact(self) -> bool:
-        """Whether its log-probs are the trainer's own up to rounding, so that no second pass is needed for them."""
-        return self.params.full_support
-
-    @abstractmethod
-    def bind(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Gives the sampler the live policy and its tokenizer, once, before the first call."""
-
-    @abstractmethod
-    def sync(self, weights_version: int) -> None:
-        """Tells the sampler that the policy's weights changed; called before each rollout."""
-
-    def release(self) -> None:  # noqa: B027
-        """Tells the sampler that the next call comes after another ``sync``, so that it may free its weights."""
-
-    @abstractmethod
-    def __call__(
-        self,
-        prompts: Sequence[Prompt],
-        *,
-        samples_per_prompt: int,
-        seeds: Tensor,
-        params: SamplingParams | None = None,
-    ) -> Rollout:
-        """Draws ``samples_per_prompt`` responses a prompt.
-
-        Args:
-            prompts: P prompts.
-            samples_per_prompt: G.
-            seeds: (P·G,) int64; a sequence's draws are a function of its seed alone.
-            params: Overrides the sampler's own (greedy evaluation, say).
-        """
-
-    def refill(
-        self, rollout: Rollout, scores: Scores, *, further: FurtherPrompts, score: Callable[[Rollout], Scores]
-    ) -> tuple[Rollout, Scores, Mapping[str, float]]:
-        """Puts other groups in the place of some, once the scores are known; by default of none.
-
-        Args:
-            rollout: What a call gave.
-            scores: Its scores.
-            further: Where more prompts come from.
-            score: Scores what is drawn of them.
-
-        Returns:
-            The rollout with its scores, as many groups as before, and numbers to log.
-        """
-        return rollout, scores, {}
-
-
-class DecodingSession(ABC):
-    """B sequences that grow by one token a step.
-
-    Attributes:
-        logits: (B, V) what the model says of each sequence's next token.
-        single_threaded: Whether its matrices are so small that a second thread costs more than it gives.
-    """
-
-    logits: Tensor
-    single_threaded: bool = False
-
-    @abstractmethod
-    def step(self, tokens: Tensor) -> None:
-        """Appends (B,) tokens and renews ``logits``."""
-
-    @abstractmethod
-    def keep(self, rows: Tensor) -> None:
-        """Drops all sequences but those of the given (B',) ascending row numbers; ``logits`` follow."""
-
-
-class Decoder(ABC):
-    """Runs a model token by token for the in-process sampler."""
-
-    @classmethod
-    @abstractmethod
-    def supports(cls, config: PretrainedConfig) -> bool:
-        """Whether it computes exactly what a model of this configuration computes."""
-
-    @abstractmethod
-    def load(self, model: PreTrainedModel, dtype: torch.dtype | None) -> None:
-        """Takes the model's weights as they are now, in ``dtype`` (None: the model's own)."""
-
-    @abstractmethod
-    def start(self, prompts: Sequence[Sequence[int]], owner: Tensor, max_new_tokens: int) -> DecodingSession:
-        """Reads each prompt once and gives a session of B sequences.
-
-        Args:
-            prompts: P prompts' tokens, none empty.
-            owner: (B,) the prompt that each sequence continues.
-            max_new_tokens: Most tokens a sequence may grow by.
-        """
 
 
 class Scorer(ABC):

@@ -85,13 +85,15 @@ def of_sampler(experience: Experience) -> dict[str, float]:
         level: importance_log_weights(old, rollout.logprobs.to(old), rollout.mask, level=level)
         for level in ("token", "sequence")
     }
-    tokens, sequences = logs["token"][rollout.mask].exp(), logs["sequence"][:, 0].exp()
-    return {
-        **{f"importance/token_ratio_{name}": value for name, value in _quantiles(tokens).items()},
-        **{f"importance/sequence_ratio_{name}": value for name, value in _quantiles(sequences).items()},
-        "importance/token_effective_share": float(effective_sample_share(tokens)),
-        "importance/sequence_effective_share": float(effective_sample_share(sequences)),
-    }
+    found = {"token": logs["token"][rollout.mask], "sequence": logs["sequence"][:, 0]}
+    return {name: value for level, x in found.items() for name, value in _of_log_ratios(level, x).items()}
+
+
+def _of_log_ratios(level: str, logs: Tensor) -> dict[str, float]:
+    """The share does not depend on the ratios' scale, so it is taken where nothing overflows."""
+    ratios = {f"importance/{level}_ratio_{name}": value for name, value in _quantiles(logs.exp()).items()}
+    share = effective_sample_share((logs - logs.max()).exp())
+    return {**ratios, f"importance/{level}_effective_share": float(share)}
 
 
 def _quantiles(values: Tensor) -> dict[str, float]:

@@ -18,8 +18,9 @@ from rlhf_lightning.protocols import (
     Scorer,
     Task,
 )
+from rlhf_lightning.samplers import InProcessSampler
 from rlhf_lightning.testing import CONTRACTS, ContractError, check_plugin, kind_of, load_target
-from rlhf_lightning.types import Advantages, Problem, Scores
+from rlhf_lightning.types import Advantages, Problem, Scores, StepScores
 
 
 def broken(cls: type, **kwargs: object) -> dict[str, str]:
@@ -160,10 +161,40 @@ class Summed(GoodLoss):
         return loss.sum(1), diagnostics
 
 
+class Marks(GoodLoss):
+    def mark(self, old, advantages, mask, *, seed):
+        return mask & (advantages > 0)
+
+
+class MarksPadding(GoodLoss):
+    def mark(self, old, advantages, mask, *, seed):
+        return advantages <= 0
+
+
+class MarksByTheMean(GoodLoss):
+    def mark(self, old, advantages, mask, *, seed):
+        return mask & (old > old.mean())
+
+
+class MarksAtRandom(GoodLoss):
+    def mark(self, old, advantages, mask, *, seed):
+        return mask & (torch.rand(mask.shape) < 0.5)
+
+
+class MarksSequences(GoodLoss):
+    def mark(self, old, advantages, mask, *, seed):
+        return mask.any(1)
+
+
 @pytest.mark.parametrize(
     ("cls", "failing"),
     [
         (GoodLoss, set()),
+        (Marks, set()),
+        (MarksPadding, {"marks"}),
+        (MarksByTheMean, {"marks"}),
+        (MarksAtRandom, {"marks"}),
+        (MarksSequences, {"marks"}),
         (WrongSign, {"gradient's sign"}),
         (Detached, {"gradient flows", "gradient's sign", "mask respected"}),
         (Halfdead, {"gradient flows"}),
@@ -234,6 +265,54 @@ class OneScore(GoodScorer):
 @pytest.mark.parametrize(("cls", "failing"), [(GoodScorer, set()), (WholeNumbers, {"shape"}), (OneScore, {"shape"})])
 def test_scorers(cls, failing):
     assert set(broken(cls)) == failing
+
+
+class Steps(GoodScorer):
+    def __call__(self, rollout):
+        return replace(super().__call__(rollout), steps=StepScores(rollout.mask.float(), rollout.mask))
+
+
+class StepsOff(GoodScorer):
+    def __call__(self, rollout):
+        ends = torch.ones_like(rollout.mask)
+        return replace(super().__call__(rollout), steps=StepScores(ends.float(), ends))
+
+
+def test_step_scores():
+    assert broken(Steps) == {}
+    assert broken(StepsOff) == {"shape": "a step ends off the mask"}
+
+
+class Refills(InProcessSampler):
+    refills = True
+
+    def refill(self, rollout, scores, *, further, score):
+        return rollout, scores, {"refill/rounds": 0.0}
+
+
+class Forgetful(Refills):
+    """Replaces the responses and keeps the scores of those before."""
+
+    def refill(self, rollout, scores, *, further, score):
+        turned = replace(rollout, mask=rollout.mask.flip(0), tokens=rollout.tokens.flip(0))
+        return replace(turned, mask=turned.mask[:, :1], tokens=turned.tokens[:, :1]), replace(scores), {}
+
+
+class Shrinks(Refills):
+    def refill(self, rollout, scores, *, further, score):
+        return replace(rollout, prompts=rollout.prompts[:1]), scores, {}
+
+
+class LogsNothingFinite(Refills):
+    def refill(self, rollout, scores, *, further, score):
+        return rollout, scores, {"refill/rounds": float("nan")}
+
+
+def test_samplers_that_refill():
+    assert broken(Refills) == {}
+    assert broken(Forgetful)["refill"].startswith("scores are not those of the responses")
+    assert broken(Shrinks)["refill"] == "1 groups of 4 after refill, there were 2 of 2"
+    assert broken(LogsNothingFinite)["refill"] == "not finite: refill/rounds"
 
 
 class GoodMetric(Metric):

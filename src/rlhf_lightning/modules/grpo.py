@@ -22,7 +22,8 @@ from rlhf_lightning.scorers import VerifierScorer
 class GRPOModule(PolicyModule):
     """Group-relative policy optimization: no critic, the samples of a prompt are each other's baseline.
 
-    RLOO, REINFORCE and Dr. GRPO are this module with another ``advantage``.
+    RLOO, REINFORCE, REINFORCE++, ReMax, OPO and Dr. GRPO are this module with another ``advantage``; GSPO and CISPO
+    with another ``policy_loss``; DAPO is ``configs/tiny/dapo.yaml``.
 
     Args:
         policy: Where the policy comes from.

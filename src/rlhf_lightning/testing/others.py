@@ -44,7 +44,7 @@ def controller_resumes(make: Callable[[], KLController]) -> None:
 
 
 def scorer_shape(make: Callable[[], Scorer]) -> None:
-    """(B,) finite float32 values, parts of the same shape, and which failed."""
+    """(B,) finite float32 values, parts of the same shape, and which failed; (B, T) step scores, if any."""
     given = rollout()
     found = _bound(make)(given)
     count = len(given.texts)
@@ -53,6 +53,11 @@ def scorer_shape(make: Callable[[], Scorer]) -> None:
     require_shape("scores.failed", found.failed, (count,))
     for name, part in found.parts.items():
         require_shape(f"part {name!r}", part, (count,))
+    if found.steps is not None:
+        shape = tuple(given.mask.shape)
+        require_shape("scores.steps.values", found.steps.values, shape)
+        require_shape("scores.steps.ends", found.steps.ends, shape)
+        violated((found.steps.ends & ~given.mask).any(), "a step ends off the mask")
 
 
 def scorer_deterministic(make: Callable[[], Scorer]) -> None:

@@ -7,12 +7,14 @@ from copy import deepcopy
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from rlhf_lightning.protocols import PolicyLoss
 from rlhf_lightning.testing.report import Check, require_same, require_shape, violated
 from rlhf_lightning.testing.values import update_batch
 
 Make = Callable[[], PolicyLoss]
+PADDING = 3
 
 
 def shape(make: Make) -> None:
@@ -71,6 +73,22 @@ def input_kept(make: Make) -> None:
     require_same("the call edited advantages", batch.advantages, kept.advantages)
 
 
+def marks(make: Make) -> None:
+    """Marks are (n, T) bool within the mask, the same for one seed and whatever the padding; or there are none."""
+    batch, loss = update_batch(), make()
+    given = (batch.old_logprobs, batch.advantages, batch.packed.mask)
+    found = loss.mark(*given, seed=1)
+    if found is None:
+        return
+    require_shape("marks", found, tuple(batch.advantages.shape))
+    violated(found.dtype != torch.bool, f"marks are {found.dtype}, expected bool")
+    violated((found & ~batch.packed.mask).any(), "tokens off the mask are marked")
+    again = make().mark(*given, seed=1)
+    violated(again is None or not torch.equal(found, again), "two calls with the same seed mark differently")
+    wide = loss.mark(*(pad(x, (0, PADDING)) for x in given), seed=1)
+    violated(wide is None or not torch.equal(wide[:, :-PADDING], found), "padding on the right changes the marks")
+
+
 CHECKS: Mapping[str, Check] = {
     "shape": shape,
     "gradient flows": gradient_flows,
@@ -79,6 +97,7 @@ CHECKS: Mapping[str, Check] = {
     "diagnostics are detached": diagnostics_detached,
     "deterministic": deterministic,
     "input not edited": input_kept,
+    "marks": marks,
 }
 """The contract."""
 

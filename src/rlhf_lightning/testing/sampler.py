@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 
 import torch
+from torch import Tensor
 
 from rlhf_lightning.protocols import Sampler
 from rlhf_lightning.testing.report import Check, require_same, require_shape, violated
-from rlhf_lightning.types import Problem, Prompt, Rollout, SamplingParams
+from rlhf_lightning.types import Problem, Prompt, Rollout, SamplingParams, Scores
 
 Make = Callable[[], Sampler]
 PARAMS = SamplingParams(max_new_tokens=6)
@@ -59,12 +61,31 @@ def version(make: Make) -> None:
     violated(found != 7, f"weights_version is {found} after sync(7)")
 
 
+def refill(make: Make) -> None:
+    """As many groups of the same size after ``refill``, each response with its own score, and finite numbers to log."""
+    sampler = _bound(make())
+    sampler.sync(0)
+    before = sampler(_prompts(2), samples_per_prompt=2, seeds=SEEDS, params=PARAMS)
+    spare = iter([(_prompts(1), SEEDS[:2] + 100)])
+
+    def further(count: int) -> tuple[Sequence[Prompt], Tensor]:
+        return next(spare, ((), SEEDS[:0]))
+
+    rollout, scores, logged = sampler.refill(before, _lengths(before), further=further, score=_lengths)
+    sizes = (len(rollout.prompts), rollout.group_size)
+    violated(sizes != (2, 2), f"{sizes[0]} groups of {sizes[1]} after refill, there were 2 of 2")
+    require_same("scores are not those of the responses", scores.values, _lengths(rollout).values)
+    odd = [name for name, value in logged.items() if not math.isfinite(value)]
+    violated(odd, f"not finite: {', '.join(odd)}")
+
+
 CHECKS: Mapping[str, Check] = {
     "shape": shape,
     "log-probs": logprobs,
     "deterministic": deterministic,
     "independent of batch mates": batch_mates,
     "weights version": version,
+    "refill": refill,
 }
 """The contract."""
 
@@ -73,6 +94,11 @@ def _draw(sampler: Sampler, prompts: int = 2) -> Rollout:
     sampler = _bound(sampler)
     sampler.sync(0)
     return sampler(_prompts(prompts), samples_per_prompt=2, seeds=SEEDS[: 2 * prompts], params=PARAMS)
+
+
+def _lengths(rollout: Rollout) -> Scores:
+    values = rollout.lengths.float()
+    return Scores(values, {"length": values}, torch.zeros(len(values), dtype=torch.bool))
 
 
 def _bound(sampler: Sampler) -> Sampler:
