@@ -17,6 +17,7 @@ BUILTIN_PACKAGES = (
     "tasks",
     "models",
     "metrics",
+    "data.reward_sources",
 )
 """Packages of ``rlhf_lightning`` whose modules hold plug-ins."""
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from rlhf_lightning.reward_types import JudgedGroup
 from rlhf_lightning.sampler_protocols import Decoder as Decoder
 from rlhf_lightning.sampler_protocols import DecodingSession as DecodingSession
 from rlhf_lightning.sampler_protocols import FurtherPrompts as FurtherPrompts
@@ -171,3 +172,40 @@ class Metric(ABC):
     @abstractmethod
     def __call__(self, rollout: Rollout, scores: Scores) -> float:
         """The metric's value."""
+
+
+class RewardSource(ABC):
+    """Judged groups to train a reward model on. Its constructor reads nothing: :meth:`open` does."""
+
+    #: What its groups count as in messages; each group says what it counts as in weights and metrics.
+    label: str
+    #: Rows that were left out because they are malformed.
+    skipped: int = 0
+
+    @abstractmethod
+    def open(self, *, delimiter: str = "\n", chat: bool = False) -> None:
+        """Makes the groups known; called once, before anything else is asked.
+
+        Args:
+            delimiter: What stands between two steps of a response.
+            chat: Whether conversations will go through a chat template, instead of being read as plain text.
+
+        Raises:
+            DataError: If something is missing or malformed: names file, line, field, and what was expected.
+        """
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of groups."""
+
+    @abstractmethod
+    def group(self, index: int) -> JudgedGroup:
+        """The group of that number, the same each time."""
+
+    @abstractmethod
+    def question_key(self, index: int) -> int:
+        """A number of the group's question: :func:`rlhf_lightning.data.questions.question_number`, in every source."""
+
+    def counts(self) -> Mapping[str, int]:
+        """How much there is beside groups, by name (``responses``, ``pairs``, ``labelled steps``), as far as known."""
+        return {}

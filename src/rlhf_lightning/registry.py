@@ -30,6 +30,7 @@ KINDS: dict[str, type] = {
     "task": protocols.Task,
     "model_source": protocols.ModelSource,
     "metric": protocols.Metric,
+    "reward_data": protocols.RewardSource,
 }
 """Each kind of plug-in and the contract it must meet."""
 

@@ -73,6 +73,21 @@ class FakeModule(LightningModule):
         return torch.optim.SGD(self.parameters(), self.lr)
 
 
+class FakeRewardModule(FakeModule):
+    """Makes batches itself; keeps the data that it was checked with."""
+
+    data: list[LightningDataModule] = []  # noqa: RUF012
+
+    def __init__(self) -> None:
+        super().__init__(advantage=None)  # type: ignore[arg-type]
+
+    def preflight(self, datamodule: LightningDataModule) -> None:
+        FakeRewardModule.data.append(datamodule)
+
+    def train_batches(self) -> DataLoader:
+        return DataLoader(torch.ones(1, 2))
+
+
 class FakeData(LightningDataModule):
     """Ones.
 

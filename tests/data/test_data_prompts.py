@@ -196,5 +196,5 @@ def test_a_module_without_batches_is_refused(bound, trainer):
     class Other(Reader):
         train_batches = property()
 
-    with pytest.raises(ConfigError, match="Other makes no batches of prompts"):
+    with pytest.raises(ConfigError, match="Other makes no batches"):
         trainer.fit(Other(), datamodule=bound())

@@ -18,7 +18,9 @@ load_builtins()
 def test_every_file_of_the_built_in_packages_is_imported():
     loaded = load_builtins()
     assert {"rlhf_lightning.advantages.group", "rlhf_lightning.samplers.in_process"} <= set(loaded)
-    assert {name.split(".")[1] for name in loaded} == set(BUILTIN_PACKAGES)
+    for package in BUILTIN_PACKAGES:
+        assert any(name.startswith(f"rlhf_lightning.{package}.") for name in loaded)
+    assert all(name.startswith(tuple(f"rlhf_lightning.{package}." for package in BUILTIN_PACKAGES)) for name in loaded)
     assert not any(part.startswith("_") for name in loaded for part in name.split("."))
 
 
@@ -30,6 +32,7 @@ def test_the_names_of_the_design_are_there():
     assert {"clip", "gspo", "cispo", "clip_cov", "kl_cov", "importance"} <= set(plugins("policy_loss"))
     assert {"fixed", "adaptive"} <= set(plugins("kl_controller"))
     assert {"in_process", "scripted", "dynamic"} <= set(plugins("sampler"))
+    assert {"demonstrations", "solutions"} <= set(plugins("reward_data"))
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in KINDS for name in plugins(kind)])

@@ -36,6 +36,7 @@ PLUGIN_KEYS: Mapping[str, str] = {
     "controller": "kl_controller",
     "task": "task",
     "metrics": "metric",
+    "sources": "reward_data",
 }
 """Kind of plug-in by argument name, for arguments without a type hint that tells."""
 

@@ -1,1 +1,1 @@
-"""From tasks and files to tokens: the order of prompts, their rendering, and the two data modules."""
+"""From tasks and files to tokens: the order of prompts, their rendering, and the three data modules."""

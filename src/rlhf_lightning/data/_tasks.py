@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import logging
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lightning import LightningDataModule
-from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 
+from rlhf_lightning.data._edges import EdgeData
 from rlhf_lightning.data.render import Renderer
 from rlhf_lightning.errors import ConfigError, DataError
 from rlhf_lightning.protocols import Task
@@ -63,7 +61,7 @@ class Room:
         return "; ".join(part for part in (context, own) if part)
 
 
-class TaskData(LightningDataModule):
+class TaskData(EdgeData):
     """Tasks and their held-out prompts. Use :class:`PromptData` or :class:`DemonstrationData`.
 
     Args:
@@ -172,34 +170,6 @@ class TaskData(LightningDataModule):
             )
         _log.warning("%d of %d %s are too long and left out", len(prompts) - len(fitting), len(prompts), what)
         return fitting
-
-    # ---- what Lightning asks for ------------------------------------------------------------------------------------
-
-    def train_dataloader(self) -> Iterable[Any]:
-        """The batches that the module makes of this data, fresh each epoch.
-
-        Raises:
-            ConfigError: If the model is no module of ours and makes none.
-        """
-        module = self.trainer.lightning_module  # type: ignore[union-attr]
-        if not hasattr(module, "train_batches"):
-            raise ConfigError(f"model {type(module).__name__} makes no batches of prompts (it lacks train_batches)")
-        return module.train_batches()  # type: ignore[operator, no-any-return]
-
-    def val_dataloader(self) -> Any:
-        """Batches of held-out prompts for ``validate``; none while fitting, where a callback evaluates."""
-        if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
-            return self.held_out_batches()
-        warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")  # it is meant to be
-        return []
-
-    def test_dataloader(self) -> DataLoader[Prompt]:
-        """Batches of held-out prompts."""
-        return self.held_out_batches()
-
-    def predict_dataloader(self) -> DataLoader[Prompt]:
-        """Batches of held-out prompts."""
-        return self.held_out_batches()
 
     def held_out_batches(self) -> DataLoader[Prompt]:
         """Lists of ``eval_batch_size`` held-out prompts."""

@@ -30,7 +30,7 @@ class PromptOrder:
 
     def epoch(self, epoch: int) -> list[int]:
         """All indices in the order of this epoch."""
-        return list(_permutation(self.size, self.seed, epoch))
+        return _permutation(self.size, self.seed, epoch).tolist()  # type: ignore[no-any-return]
 
     def take(self, start: int, count: int) -> list[int]:
         """The indices at positions ``start`` to ``start + count − 1``, across epoch edges."""
@@ -39,10 +39,10 @@ class PromptOrder:
     def __getitem__(self, position: int) -> int:
         """The index at a position."""
         epoch, offset = divmod(position, self.size)
-        return _permutation(self.size, self.seed, epoch)[offset]
+        return int(_permutation(self.size, self.seed, epoch)[offset])
 
 
-@lru_cache(maxsize=4)
-def _permutation(size: int, seed: int, epoch: int) -> tuple[int, ...]:
+@lru_cache(maxsize=32)  # two epochs of each source of a mixture, and more
+def _permutation(size: int, seed: int, epoch: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(derive_seed("order", seed, epoch))
-    return tuple(torch.randperm(size, generator=generator).tolist())
+    return torch.randperm(size, generator=generator)

@@ -58,16 +58,25 @@ def read_rows(path: str) -> list[Row]:
         DataError: If the file is missing (names the nearest file of its folder), of another kind, malformed (names the
             line), or has no rows.
     """
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise DataError(_missing(path, file))
-    reader = READERS.get(file.suffix.lower())
-    if reader is None:
-        raise DataError(f"{path}: cannot read files of kind {file.suffix!r}; known: {', '.join(sorted(READERS))}")
-    rows = list(reader(path, file))
+    file = readable_file(path)
+    rows = list(READERS[file.suffix.lower()](path, file))
     if not rows:
         raise DataError(f"{path}: no rows in this file")
     return rows
+
+
+def readable_file(path: str) -> Path:
+    """The file of that name, of a kind that can be read.
+
+    Raises:
+        DataError: If it is missing (names the nearest file of its folder), or of another kind.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise DataError(_missing(path, file))
+    if file.suffix.lower() not in READERS:
+        raise DataError(f"{path}: cannot read files of kind {file.suffix!r}; known: {', '.join(sorted(READERS))}")
+    return file
 
 
 def question_key(question: str) -> str:
@@ -78,10 +87,15 @@ def question_key(question: str) -> str:
 def _jsonl(path: str, file: Path) -> Iterator[Row]:
     for number, line in enumerate(file.read_bytes().split(b"\n"), start=1):
         if line.strip():
-            yield Row(path, number, "line", _json_object(line, f"{path}, line {number}"))
+            yield Row(path, number, "line", json_object(line, f"{path}, line {number}"))
 
 
-def _json_object(line: bytes, place: str) -> dict[str, Any]:
+def json_object(line: bytes, place: str) -> dict[str, Any]:
+    """The JSON object that a line holds.
+
+    Raises:
+        DataError: If it is no UTF-8, no JSON, or no object; the text starts with ``place``.
+    """
     try:
         value = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:

@@ -1,0 +1,1 @@
+"""Where judged groups come from: one small file a published format."""
