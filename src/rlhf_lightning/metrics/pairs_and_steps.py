@@ -65,7 +65,7 @@ class FirstError(Metric):
 
 
 def first_wrong(right: Sequence[float | None], threshold: float = 0.5) -> int | None:
-    """The earliest step whose probability of being right is below a threshold; −1 where all are right.
+    """The earliest step that is right with less than a threshold, in probability or as a score; −1 if there is none.
 
     Returns:
         Its number from 0, or None where an unknown step stands before it or among steps that are otherwise right.

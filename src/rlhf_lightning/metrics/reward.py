@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics import MeanMetric
+from torchmetrics import Metric
 from torchmetrics.classification import BinaryAccuracy, BinaryAUROC, BinaryCalibrationError, BinaryF1Score
 
 from rlhf_lightning.metrics.pairs_and_steps import FirstError, PairwiseAccuracy, first_wrong
@@ -53,64 +55,61 @@ class RewardMetrics:
 
 
 class _OneSet:
-    """The metrics of one set of groups."""
+    """The metrics of one set of groups: gathered as numbers, since a metric's update costs more than its arithmetic."""
 
     def __init__(self) -> None:
-        self.pairwise = PairwiseAccuracy()
-        self.final = {
-            "correctness_accuracy": BinaryAccuracy(),
-            "auroc": BinaryAUROC(),
-            "calibration_error": BinaryCalibrationError(n_bins=CALIBRATION_BINS, norm="l1"),
-        }
-        self.loss, self.step_f1, self.first_error = MeanMetric(), BinaryF1Score(), FirstError()
-        self.seen = {True: 0, False: 0}
-        self.steps = 0
+        self.pairs: list[tuple[float, float]] = []
+        self.finals: list[tuple[float, float]] = []
+        self.steps: list[tuple[float, float]] = []
+        self.first_wrong: list[tuple[int, int]] = []
 
     def update(self, group: JudgedGroup, scores: Sequence[ResponseScore]) -> None:
-        if group.pairs:
-            final = torch.tensor([score.final for score in scores])
-            chosen, rejected = ([getattr(pair, side) for pair in group.pairs] for side in ("chosen", "rejected"))
-            self.pairwise.update(final[chosen], final[rejected])
-        both = list(zip(group.responses, scores, strict=True))
-        self._finals([(score.final, r.correct) for r, score in both if r.correct is not None])
-        for response, score in both:
+        self.pairs += [(scores[pair.chosen].final, scores[pair.rejected].final) for pair in group.pairs]
+        for response, score in zip(group.responses, scores, strict=True):
+            if response.correct is not None:
+                self.finals.append((score.final, response.correct))
             if response.steps and score.steps:
-                self._steps(score.steps, [step.label for step in response.steps])
+                self._add_steps(score.steps, [step.label for step in response.steps])
 
     def compute(self) -> dict[str, float]:
-        found: dict[str, Tensor] = {"pairwise_accuracy": self.pairwise.compute()} if self.pairwise.total else {}
-        if any(self.seen.values()):
-            found |= {name: metric.compute() for name, metric in self.final.items() if self._sees(name)}
-            found["correctness_loss"] = self.loss.compute()
+        found: dict[str, Tensor] = {}
+        if self.pairs:
+            found["pairwise_accuracy"] = _of(PairwiseAccuracy(), self.pairs)
+        if self.finals:
+            found |= _of_finals(*_columns(self.finals))
         if self.steps:
-            found["step_f1"] = self.step_f1.compute()
-        if self.first_error.total.any():
-            found |= {f"first_error_{name}": value for name, value in self.first_error.compute().items()}
-        values: Mapping[str, float] = {name: float(value) for name, value in found.items()}
+            logits, right = _columns(self.steps)
+            found["step_f1"] = BinaryF1Score()((logits < 0).long(), (right < 0.5).long())
+        if self.first_wrong:
+            first = _of(FirstError(), self.first_wrong)
+            found |= {f"first_error_{name}": value for name, value in first.items()}
+        values = {name: float(value) for name, value in found.items()}
         return {name: value for name, value in values.items() if not math.isnan(value)}
 
-    def _sees(self, name: str) -> bool:
-        return name != "auroc" or all(self.seen.values())
+    def _add_steps(self, scores: Sequence[float], labels: Sequence[float | None]) -> None:
+        known = zip(scores, labels, strict=True)
+        self.steps += [(score, label) for score, label in known if label is not None]
+        target, predicted = first_wrong(labels), first_wrong(scores, threshold=0.0)
+        if target is not None and predicted is not None:
+            self.first_wrong.append((predicted, target))
 
-    def _finals(self, finals: Sequence[tuple[float, float]]) -> None:
-        if not finals:
-            return
-        scores, labels = (torch.tensor(column, dtype=torch.float64) for column in zip(*finals, strict=True))
-        right = labels >= 0.5
-        for metric in self.final.values():
-            metric.update(scores.sigmoid(), right.long())
-        losses = torch.nn.functional.binary_cross_entropy_with_logits(scores, labels, reduction="none")
-        self.loss.update(losses)
-        self.seen[True] += int(right.sum())
-        self.seen[False] += int((~right).sum())
 
-    def _steps(self, scores: Sequence[float], labels: Sequence[float | None]) -> None:
-        known = [(score, label) for score, label in zip(scores, labels, strict=True) if label is not None]
-        if known:
-            logits, right = (torch.tensor(column) for column in zip(*known, strict=True))
-            self.step_f1.update((logits < 0).long(), (right < 0.5).long())
-            self.steps += len(known)
-        target = first_wrong(labels)
-        if target is not None:
-            predicted = first_wrong([1 / (1 + math.exp(-min(max(score, -500.0), 500.0))) for score in scores])
-            self.first_error.update(torch.tensor([predicted]), torch.tensor([target]))
+def _of_finals(scores: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    probabilities, right = scores.sigmoid(), (labels >= 0.5).long()
+    found = {
+        "correctness_accuracy": BinaryAccuracy()(probabilities, right),
+        "calibration_error": BinaryCalibrationError(n_bins=CALIBRATION_BINS, norm="l1")(probabilities, right),
+        "correctness_loss": F.binary_cross_entropy_with_logits(scores, labels),
+    }
+    if not 0 < int(right.sum()) < len(right):
+        return found
+    ranks = scores.unique(return_inverse=True)[1] / len(scores)  # of equal scores, sigmoids can differ by a rounding
+    return {**found, "auroc": BinaryAUROC()(ranks, right)}
+
+
+def _of(metric: Metric, rows: Sequence[tuple[float, float]]) -> Any:
+    return metric(*_columns(rows))
+
+
+def _columns(rows: Sequence[tuple[float, float]]) -> list[Tensor]:
+    return [torch.tensor(column, dtype=torch.float64) for column in zip(*rows, strict=True)]
