@@ -167,7 +167,7 @@ def test_what_cannot_be(changed, message):
 def test_preflight_refuses_before_any_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(TinyLlama, "load", lambda self: pytest.fail("weights were loaded"))
     pairs_only = FakeRewardData(judged_groups(20, pairs_every=1))
-    with pytest.raises(ConfigError, match="none of the first 8 groups has a solution with steps"):
+    with pytest.raises(ConfigError, match="no step of the first 8 groups has a label"):
         module().preflight(pairs_only)
     module(supervision="outcome").preflight(pairs_only)
     with pytest.raises(ConfigError, match="token_budget: 9 is below"):

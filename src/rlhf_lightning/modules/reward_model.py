@@ -146,10 +146,10 @@ class RewardModel(EdgeModule):
         data.bind_tokenizer(self.tokenizer, context_length=context)
         first = data.train_groups(0, self.batch_size)
         reward_updates([first], self.targets, token_budget=self.token_budget)
-        if self.is_process and not any(r.steps for group in first for r in group.group.responses):
+        if self.is_process and not any(map(_has_step_labels, first)):
             raise ConfigError(
-                f"supervision is process, but none of the first {len(first)} groups has a solution with steps. Label "
-                "them with: rlhf label-steps, or set supervision: outcome"
+                f"supervision is process, but no step of the first {len(first)} groups has a label. Label them with: "
+                "rlhf label-steps, or set supervision: outcome"
             )
 
     def describe(self) -> str:
@@ -246,6 +246,10 @@ class RewardModel(EdgeModule):
         save_reward_model(merged_copy(self.model), self.tokenizer, card, aside)
         shutil.rmtree(folder, ignore_errors=True)
         aside.rename(folder)
+
+
+def _has_step_labels(group: RenderedGroup) -> bool:
+    return any(step.label is not None for response in group.group.responses for step in response.steps)
 
 
 def _check_sizes(**sizes: int) -> None:
