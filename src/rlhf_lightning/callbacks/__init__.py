@@ -14,6 +14,7 @@ from rlhf_lightning.callbacks.metrics_log import MetricsLog
 from rlhf_lightning.callbacks.plots import RunPlots
 from rlhf_lightning.callbacks.progress import PhaseProgress
 from rlhf_lightning.callbacks.report import RunReport
+from rlhf_lightning.callbacks.reward_export import RewardModelExport
 from rlhf_lightning.callbacks.samples import SampleLog
 from rlhf_lightning.run_layout import CHECKPOINTS_FOLDER
 
@@ -22,6 +23,7 @@ __all__ = [
     "PhaseProgress",
     "ResumableCSVLogger",
     "ResumableTensorBoardLogger",
+    "RewardModelExport",
     "RolloutCheckpoint",
     "RunPlots",
     "RunReport",
@@ -45,6 +47,7 @@ def default_callbacks(run_dir: Path, given: Sequence[Callback] = ()) -> list[Cal
         PhaseProgress(),
         RunPlots(run_dir),
         RunReport(run_dir),
+        RewardModelExport(run_dir),
         RolloutCheckpoint(run_dir / CHECKPOINTS_FOLDER),
     ]
     kinds = [ProgressBar if isinstance(callback, ProgressBar) else type(callback) for callback in defaults]

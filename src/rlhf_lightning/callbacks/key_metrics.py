@@ -1,4 +1,4 @@
-"""The four numbers everyone looks at first: what they are called, their units, and the columns that hold them."""
+"""The numbers everyone looks at first: what they are called, their units, and the columns that hold them."""
 
 from __future__ import annotations
 
@@ -87,12 +87,61 @@ KEY_METRICS = (
         decimals=1,
     ),
 )
-"""In the order in which they are shown."""
+"""Those of policies, in the order in which they are shown."""
+
+REWARD_MODEL_METRICS = (
+    KeyMetric(
+        "loss", "Loss of the reward model: cross-entropy and preferences", "nats", ("loss/reward",), 1.0, "lower"
+    ),
+    KeyMetric(
+        "held-out correctness",
+        "Responses told right or wrong, to questions that are never trained on",
+        "%",
+        ("held_out/correctness_accuracy",),
+        scale=100.0,
+        better="higher",
+        decimals=1,
+    ),
+    KeyMetric(
+        "held-out AUROC",
+        "Right responses scored above wrong ones (AUROC), to questions that are never trained on",
+        "",
+        ("held_out/auroc",),
+        better="higher",
+    ),
+    KeyMetric(
+        "held-out pairs",
+        "Preference pairs ranked right, to questions that are never trained on",
+        "%",
+        ("held_out/pairwise_accuracy",),
+        scale=100.0,
+        better="higher",
+        decimals=1,
+    ),
+    KeyMetric(
+        "held-out first error",
+        "Earliest wrong step found (F1 as in ProcessBench), in questions that are never trained on",
+        "",
+        ("held_out/first_error_f1",),
+        better="higher",
+    ),
+)
+"""Those of reward models."""
+
+
+def key_metrics_of(columns: Iterable[str]) -> tuple[KeyMetric, ...]:
+    """The key metrics of the kind of run that has these columns; a policy's where nothing tells.
+
+    A reward model is shown those that it has: which there are depends on its data.
+    """
+    known = list(columns)
+    present = tuple(key for key in REWARD_MODEL_METRICS if key.column_in(known) is not None)
+    return present or KEY_METRICS
 
 
 def describe(metrics: Mapping[str, float]) -> list[str]:
     """``name value unit`` of those key metrics that are among the metrics."""
-    found = [(key, key.column_in(metrics)) for key in KEY_METRICS]
+    found = [(key, key.column_in(metrics)) for key in key_metrics_of(metrics)]
     return [
         f"{key.name} {key.text(metrics[column])}"
         for key, column in found

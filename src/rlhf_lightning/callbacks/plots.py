@@ -1,4 +1,4 @@
-"""Pictures of a run: reward, held-out accuracy, KL and response length, against rollouts and prompts seen."""
+"""Pictures of a run: its key metrics, against rollouts and prompts seen."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
-from rlhf_lightning.callbacks.key_metrics import KEY_METRICS, KeyMetric, count
+from rlhf_lightning.callbacks.key_metrics import KeyMetric, count, key_metrics_of
 from rlhf_lightning.callbacks.run_folder import run_dir_of
 from rlhf_lightning.run_layout import METRICS_FILE, PLOTS_FOLDER
 from rlhf_lightning.runs import load_run
@@ -66,7 +66,7 @@ def draw_run(run_dir: str | Path) -> list[Path]:
     """
     run = load_run(run_dir)
     drawn = []
-    for key in KEY_METRICS:
+    for key in key_metrics_of(run.metrics.columns):
         points = points_of(run.metrics, key)
         if not points.empty:
             (run.path / PLOTS_FOLDER).mkdir(exist_ok=True)

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rlhf_lightning.callbacks.files import write_whole
-from rlhf_lightning.callbacks.key_metrics import KEY_METRICS, KeyMetric, count, duration
+from rlhf_lightning.callbacks.key_metrics import KeyMetric, count, duration, key_metrics_of
 from rlhf_lightning.callbacks.run_folder import run_dir_of
 from rlhf_lightning.run_layout import METRICS_FILE, PLOTS_FOLDER, REPORT_FILE
 from rlhf_lightning.runs import Run, load_run
@@ -25,7 +25,9 @@ OTHER_METRICS = (
     KeyMetric("failed verifications", "", "%", ("score/failed",), scale=100.0, better="lower", decimals=1),
     KeyMetric("groups without signal", "", "%", ("reward/dead_groups",), scale=100.0, better="lower", decimals=1),
     KeyMetric("policy loss", "", "", ("loss/policy",), decimals=4),
-    KeyMetric("gradient norm", "", "", ("grad_norm/policy",)),
+    KeyMetric("calibration error", "", "", ("held_out/calibration_error",), better="lower"),
+    KeyMetric("step F1", "", "", ("held_out/step_f1",), better="higher"),
+    KeyMetric("gradient norm", "", "", ("grad_norm/policy", "grad_norm/backbone")),
 )
 """In the table, but not drawn."""
 
@@ -99,7 +101,7 @@ def tables_of(metrics: pd.DataFrame) -> list[ReportTable]:
 
 def metrics_table(metrics: pd.DataFrame) -> ReportTable:
     """First, last and best value of the key metrics, or of every column for a run that has none of them."""
-    keys = [(key, key.column_in(metrics.columns)) for key in (*KEY_METRICS, *OTHER_METRICS)]
+    keys = [(key, key.column_in(metrics.columns)) for key in (*key_metrics_of(metrics.columns), *OTHER_METRICS)]
     present = [(key, column) for key, column in keys if column is not None]
     if not present:
         own = [name for name in metrics.columns if not name.startswith(_NOT_RESULTS)]
@@ -168,7 +170,7 @@ def as_markdown(run: Run, status: str) -> str:
         text.write(f"|{' --- |' + ' ---: |' * (len(table.header) - 1)}\n")
         text.writelines(f"| {' | '.join(row)} |\n" for row in table.rows)
     text.write("\n## Pictures\n\n")
-    text.writelines(_picture(run, key) for key in KEY_METRICS)
+    text.writelines(_picture(run, key) for key in key_metrics_of(run.metrics.columns))
     return text.getvalue()
 
 

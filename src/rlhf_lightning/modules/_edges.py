@@ -80,9 +80,48 @@ class EdgeModule(LightningModule):
     def parameter_groups(self) -> dict[str, Iterable[torch.nn.Parameter]]:
         """Parameters by group name."""
 
+    def learning_rates(self) -> dict[str, float]:
+        """Learning rates of the groups that have their own; the optimizer's for the others."""
+        return {}
+
+    @abstractmethod
+    def measure(self, limit: int | None = None) -> dict[str, float]:
+        """Metrics on the first ``limit`` held-out items, or on all of them."""
+
     @abstractmethod
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must agree on with the run that resumes it."""
+
+    # ---- before the first epoch -------------------------------------------------------------------------------------
+
+    @property
+    def data(self) -> Any:
+        """The run's data."""
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    @abstractmethod
+    def preflight(self, data: Any) -> None:
+        """Checks all that can be checked without weights.
+
+        Raises:
+            RLHFError: Naming what cannot be.
+        """
+
+    def setup(self, stage: str) -> None:
+        """Preflight, for those who don't come through the command line.
+
+        Raises:
+            ConfigError: If there is more than one process.
+        """
+        if self.trainer.world_size > 1:
+            raise ConfigError(f"trainer.devices: this version trains in one process, got {self.trainer.world_size}")
+        self.preflight(self.data)
+
+    def tell_callbacks(self) -> None:
+        """Calls ``on_rollout_start`` of the callbacks that have it: before an epoch's batches are made."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if hasattr(callback, "on_rollout_start"):
+                callback.on_rollout_start(self.trainer, self)
 
     # ---- one epoch --------------------------------------------------------------------------------------------------
 
@@ -106,7 +145,7 @@ class EdgeModule(LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
         """One optimizer over named groups, warm-up then constant."""
-        optimizer = self.make_optimizer(named_groups(self.parameter_groups()))
+        optimizer = self.make_optimizer(named_groups(self.parameter_groups(), self.learning_rates()))
         return {"optimizer": optimizer, "lr_scheduler": warm_up(optimizer, self.warmup_updates)}
 
     def configure_gradient_clipping(

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 
-from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.models.lora import LoRA
 from rlhf_lightning.models.packed import check_packable
 from rlhf_lightning.models.prepare import skeleton, trainable
@@ -79,16 +78,6 @@ class GeneratingModule(EdgeModule):
         self.tokenizer = self.policy_source.tokenizer()
         data.bind_tokenizer(self.tokenizer, context_length=context, max_new_tokens=self.sampler.params.max_new_tokens)
 
-    def setup(self, stage: str) -> None:
-        """Preflight, for those who don't come through the command line.
-
-        Raises:
-            ConfigError: If there is more than one process.
-        """
-        if self.trainer.world_size > 1:
-            raise ConfigError(f"trainer.devices: this version trains in one process, got {self.trainer.world_size}")
-        self.preflight(self.data)
-
     def configure_model(self) -> None:
         """Loads the model and connects it."""
         if self.policy is not None:
@@ -99,12 +88,6 @@ class GeneratingModule(EdgeModule):
         self.sampler.bind(self.policy, self.tokenizer)
         self.sampler.on_tokens = self.events.advance
         self.verifier.bind(self.data.tasks)
-
-    def tell_callbacks(self) -> None:
-        """Calls ``on_rollout_start`` of the callbacks that have it: before an epoch's batches are made."""
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if hasattr(callback, "on_rollout_start"):
-                callback.on_rollout_start(self.trainer, self)
 
     def to_rollout_mode(self) -> None:
         """Before sampling: evaluation mode, and a sampler that knows the weights of now."""
@@ -120,6 +103,10 @@ class GeneratingModule(EdgeModule):
         return {"policy": self.policy_source.identity(), "seed": self.seed}
 
     # ---- evaluation -------------------------------------------------------------------------------------------------
+
+    def measure(self, limit: int | None = None) -> dict[str, float]:
+        """Greedy accuracy on held-out prompts."""
+        return self.evaluate(self.data.held_out_prompts()[:limit])
 
     def evaluate(self, prompts: Sequence[Prompt]) -> dict[str, float]:
         """Greedy accuracy of the model as it is now."""

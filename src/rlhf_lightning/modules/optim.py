@@ -11,10 +11,18 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 
-def named_groups(groups: Mapping[str, Iterable[nn.Parameter]]) -> list[dict[str, Any]]:
-    """Parameter groups with their names; what doesn't train is left out."""
+def named_groups(
+    groups: Mapping[str, Iterable[nn.Parameter]], rates: Mapping[str, float] | None = None
+) -> list[dict[str, Any]]:
+    """Parameter groups with their names; what doesn't train is left out.
+
+    Args:
+        groups: Parameters by group name.
+        rates: Learning rates by group name; the optimizer's own for groups that are not named.
+    """
     trainable = {name: [p for p in parameters if p.requires_grad] for name, parameters in groups.items()}
-    return [{"name": name, "params": parameters} for name, parameters in trainable.items() if parameters]
+    own = {name: {"lr": rate} for name, rate in (rates or {}).items()}
+    return [{"name": name, "params": ps, **own.get(name, {})} for name, ps in trainable.items() if ps]
 
 
 def warm_up(optimizer: Optimizer, updates: int) -> dict[str, Any]:

@@ -1,0 +1,267 @@
+"""Reward models: a transformer's backbone under a scalar head, trained on preferences and correctness together."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+
+from rlhf_lightning.data.reward_batches import Supervision, reward_updates
+from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.metrics.reward import RewardMetrics
+from rlhf_lightning.models.lora import LoRA, merged_copy
+from rlhf_lightning.models.packed import check_packable
+from rlhf_lightning.models.prepare import skeleton, trainable
+from rlhf_lightning.models.reward_folder import RewardCard, save_reward_model
+from rlhf_lightning.models.scalar import packed_scalars, scalar_head, scalar_model
+from rlhf_lightning.models.scoring import score_groups
+from rlhf_lightning.modules._edges import EdgeModule
+from rlhf_lightning.modules._reward_parts import loss_parts, samples_of
+from rlhf_lightning.protocols import ModelSource
+from rlhf_lightning.registry import check_choice
+from rlhf_lightning.reward_types import RenderedGroup, ResponseScore, RewardBatch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from rlhf_lightning.data.reward_data import RewardData
+
+_SAMPLES = 8
+"""Held-out responses that are kept to read."""
+
+
+class RewardModel(EdgeModule):
+    r"""Minimises ``w_c · mean BCE(σ(R), y) + w_p · mean −log σ(R_c − R_r − margin)`` over each update, packed.
+
+    The multi-task loss of the paper's Eq. 2. With ``process`` supervision the cross-entropy takes every step's end and
+    the final token of solutions whose steps are labelled, and the final token alone of the others, in the same batch.
+
+    Deviations from the paper: Eq. 2 takes the logarithm of R, which Eq. 1 has as an unbounded score, so a sigmoid is
+    understood. Eq. 2 adds two expectations; ours are means over the update's labelled places and over its pairs, so
+    each kind weighs the same however few of it are in a batch (the weights say otherwise), and among labelled places,
+    tasks weigh what their share of the data gives them. The paper gives neither learning rate nor batch size: the
+    defaults are those of OpenRLHF, with which its models were trained (AdamW, 9e-6, 128 a batch), at the constant
+    learning rate that it states for policies.
+
+    Args:
+        backbone: The causal LM to start from (the SFT model); its LM head is replaced by a scalar one that begins at 0.
+        supervision: ``outcome`` (final tokens alone) or ``process`` (step labels too, where there are any).
+        optimizer: Makes the optimizer from the parameter groups ``backbone`` and ``head``.
+        batch_size: Groups an update: questions with their solutions, or preference pairs.
+        updates_per_epoch: Updates between two rows of metrics (and checkpoints): an epoch in Lightning's sense.
+        token_budget: Most tokens of a packed micro-batch.
+        correctness_weight: Weight of the mean cross-entropy.
+        preference_weight: Weight of the mean preference loss.
+        task_weights: Weights by task, 1 where none is given, that multiply each place's and each pair's loss.
+        average: Whether the cross-entropy is averaged over ``places`` (each step counts the same) or ``responses``
+            (each response counts the same, however many steps it has).
+        centering: Coefficient of (R_c + R_r)² in each pair's loss, which holds scores around 0.
+        head_lr: Learning rate of the head; the optimizer's when not given.
+        warmup_updates: Linear warm-up; the learning rate is constant after it.
+        max_grad_norm: Gradient norm limit of backbone and head, each; None is no limit.
+        lora: Low-rank adapters in the backbone; they and the head train. They are merged in what is exported.
+        gradient_checkpointing: Recompute activations in the backward pass.
+        seed: Run seed.
+
+    Raises:
+        ConfigError: If a size is not positive, a weight is negative, or nothing would be learnt.
+    """
+
+    def __init__(
+        self,
+        backbone: ModelSource,
+        supervision: Literal["outcome", "process"] = "outcome",
+        optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=9e-6, betas=(0.9, 0.95), weight_decay=0.0),
+        batch_size: int = 128,
+        updates_per_epoch: int = 50,
+        token_budget: int = 16_384,
+        correctness_weight: float = 1.0,
+        preference_weight: float = 1.0,
+        task_weights: dict[str, float] | None = None,
+        average: Literal["places", "responses"] = "places",
+        centering: float = 0.0,
+        head_lr: float | None = None,
+        warmup_updates: int = 0,
+        max_grad_norm: float | None = 1.0,
+        lora: LoRA | None = None,
+        gradient_checkpointing: bool = False,
+        seed: int = 1,
+    ) -> None:
+        super().__init__(optimizer, warmup_updates, max_grad_norm, seed)
+        check_choice(supervision, ("outcome", "process"), "supervision")
+        check_choice(average, ("places", "responses"), "average")
+        _check_sizes(batch_size=batch_size, updates_per_epoch=updates_per_epoch, token_budget=token_budget)
+        _check_weights(correctness_weight, preference_weight, centering, task_weights or {})
+        self.backbone_source, self.supervision = backbone, supervision
+        self.batch_size, self._updates, self.token_budget = batch_size, updates_per_epoch, token_budget
+        self.centering, self.head_lr = centering, head_lr
+        self.lora, self.gradient_checkpointing = lora, gradient_checkpointing
+        self.targets = Supervision(
+            self.is_process, correctness_weight, preference_weight, dict(task_weights or {}), average == "responses"
+        )
+        self.scalar: PreTrainedModel | None = None
+        self._gathered = RewardMetrics()
+
+    @property
+    def is_process(self) -> bool:
+        """Whether the steps' scores mean anything."""
+        return self.supervision == "process"
+
+    @property
+    def updates_per_epoch(self) -> int:
+        """Optimizer steps an epoch."""
+        return self._updates
+
+    @property
+    def prompts_seen(self) -> int:
+        """Groups of the epochs that are finished."""
+        return self.rollout_index * self._updates * self.batch_size
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """Backbone and head, once they are loaded."""
+        if self.scalar is None:
+            raise RuntimeError("the model is loaded by configure_model, which Lightning calls after setup")
+        return self.scalar
+
+    # ---- before the first update ------------------------------------------------------------------------------------
+
+    def preflight(self, data: RewardData) -> None:
+        """Checks all that can be checked without weights: architecture, tokenizer, data, the first update.
+
+        Raises:
+            RLHFError: Naming what cannot be.
+        """
+        config = self.backbone_source.config()
+        context = config.get_text_config().max_position_embeddings
+        bare = skeleton(config)
+        check_packable(bare, max_length=context)
+        scalar_model(bare)
+        self.tokenizer = self.backbone_source.tokenizer()
+        data.bind_tokenizer(self.tokenizer, context_length=context)
+        first = data.train_groups(0, self.batch_size)
+        reward_updates([first], self.targets, token_budget=self.token_budget)
+        if self.is_process and not any(map(_has_step_labels, first)):
+            raise ConfigError(
+                f"supervision is process, but no step of the first {len(first)} groups has a label. Label them with: "
+                "rlhf label-steps, or set supervision: outcome"
+            )
+
+    def describe(self) -> str:
+        """What an epoch is, before anything is loaded."""
+        return (
+            f"reward model, {self.supervision} supervision: {self._updates} updates of {self.batch_size} groups an "
+            f"epoch, micro-batches of up to {self.token_budget} tokens"
+        )
+
+    def configure_model(self) -> None:
+        """Loads the backbone and puts the head on it."""
+        if self.scalar is None:
+            headed = scalar_model(self.backbone_source.load())
+            made = trainable(headed, lora=None, gradient_checkpointing=self.gradient_checkpointing)
+            self.scalar = self.lora.under_head(made) if self.lora else made
+
+    def parameter_groups(self) -> dict[str, Iterable[torch.nn.Parameter]]:
+        """The backbone's parameters, and the head's."""
+        return {"backbone": self.model.base_model.parameters(), "head": scalar_head(self.model).parameters()}
+
+    def learning_rates(self) -> dict[str, float]:
+        """The head's, where it has its own."""
+        return {} if self.head_lr is None else {"head": self.head_lr}
+
+    def identity(self) -> dict[str, Any]:
+        """The backbone's source, the supervision and the seed."""
+        return {"backbone": self.backbone_source.identity(), "supervision": self.supervision, "seed": self.seed}
+
+    # ---- training ---------------------------------------------------------------------------------------------------
+
+    def make_batches(self) -> Sequence[RewardBatch]:
+        """The epoch's groups, packed; the same number of micro-batches for each update."""
+        self.tell_callbacks()
+        self.model.train()
+        size = self.batch_size
+        groups = self.data.train_groups(self.rollout_index * self._updates * size, self._updates * size)
+        updates = [groups[start : start + size] for start in range(0, len(groups), size)]
+        made = reward_updates(updates, self.targets, token_budget=self.token_budget)
+        return [batch for batches in made for batch in batches]
+
+    def training_step(self, batch: RewardBatch, batch_idx: int) -> Tensor:
+        """One packed micro-batch."""
+        scores = packed_scalars(self.model, batch.packed, batch.places)
+        parts = loss_parts(scores, batch, centering=self.centering)
+        loss = torch.stack(list(parts.values())).sum()
+        self.means.sums({"loss/reward": loss, **{f"loss/{name}": part for name, part in parts.items()}})
+        self.events.advance(batch.tokens)
+        return loss * self.loss_scale
+
+    # ---- evaluation -------------------------------------------------------------------------------------------------
+
+    def scores(self, groups: Sequence[RenderedGroup]) -> list[list[ResponseScore]]:
+        """What the model, as it is now, says of each response; at the precision that training steps run at."""
+        with self.trainer.precision_plugin.forward_context():
+            return score_groups(self.model, groups, process=self.is_process, token_budget=self.token_budget)
+
+    def measure(self, limit: int | None = None) -> dict[str, float]:
+        """Metrics on the first ``limit`` held-out groups; some of them are kept as samples."""
+        groups, metrics = self.data.held_out_groups()[:limit], RewardMetrics()
+        with self.events.phase("evaluate"):
+            scores = self.scores(groups)
+        metrics.update(groups, scores)
+        self.rollout_samples = samples_of(groups[:_SAMPLES], scores)
+        return metrics.compute()
+
+    def validation_step(self, batch: list[RenderedGroup], batch_idx: int) -> None:
+        """Gathers the scores of held-out groups."""
+        self._gathered.update(batch, self.scores(batch))
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the metrics of all that was gathered."""
+        self.log_dict(self._gathered.compute())
+        self._gathered = RewardMetrics()
+
+    def test_step(self, batch: list[RenderedGroup], batch_idx: int) -> None:
+        """As in validation."""
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """As in validation."""
+        self.on_validation_epoch_end()
+
+    # ---- the trained model ------------------------------------------------------------------------------------------
+
+    def export_reward_model(self, folder: Path) -> None:
+        """Writes what ``models.reward_folder.RewardModelFolder`` reads, adapters merged; whole or not at all."""
+        data = self.data
+        tasks = tuple(sorted({group.group.task for group in data.held_out_groups()}))
+        card = RewardCard(
+            self.supervision, data.delimiter, data.chat, data.system, self.backbone_source.identity(), tasks
+        )
+        aside = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(aside, ignore_errors=True)
+        save_reward_model(merged_copy(self.model), self.tokenizer, card, aside)
+        shutil.rmtree(folder, ignore_errors=True)
+        aside.rename(folder)
+
+
+def _has_step_labels(group: RenderedGroup) -> bool:
+    return any(step.label is not None for response in group.group.responses for step in response.steps)
+
+
+def _check_sizes(**sizes: int) -> None:
+    for name, value in sizes.items():
+        if value < 1:
+            raise ConfigError(f"{name} must be at least 1, got {value}")
+
+
+def _check_weights(correctness: float, preference: float, centering: float, tasks: Mapping[str, float]) -> None:
+    given = {"correctness_weight": correctness, "preference_weight": preference, "centering": centering}
+    for name, value in {**given, **{f"task_weights.{task}": weight for task, weight in tasks.items()}}.items():
+        if not value >= 0:
+            raise ConfigError(f"{name} must be 0 or more, got {value}")
+    if correctness == preference == 0:
+        raise ConfigError("correctness_weight and preference_weight are both 0: nothing would be learnt")
