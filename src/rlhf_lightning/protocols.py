@@ -139,6 +139,15 @@ class Task(ABC):
     def verify(self, problem: Problem, response: str) -> float:
         """The gold score of a response, usually 0 or 1. May be slow or raise: the scorer guards against both."""
 
+    def answer_of(self, problem: Problem, response: str) -> str | None:
+        """What a response answers, so that responses that say the same can be counted as one (majority votes).
+
+        Returns:
+            The answer; None where there is none to be found. Here: the last line that is not empty, stripped.
+        """
+        lines = [line.strip() for line in response.splitlines() if line.strip()]
+        return lines[-1] if lines else None
+
     def demonstrations(self) -> Iterator[Demonstration]:
         """Worked answers to train on, without end or from a file; not every task has them."""
         raise NotImplementedError(f"task {self.name!r} has no demonstrations")

@@ -54,6 +54,17 @@ def test_each_step_is_judged_by_its_predecessor(response, steps):
     assert make().check_steps(PROBLEM, response) == steps
 
 
+@pytest.mark.parametrize(
+    ("response", "answer"),
+    [("22+12\n=34", "34"), ("34", "34"), ("22+12\n=35", "35"), ("22+12\n34", None), ("=34", None), ("22+12", None)],
+)
+def test_the_answer_is_the_last_lines_number(response, answer):
+    problem = Problem("p", "7+15+12=", "34", {"operands": (7, 15, 12)})
+    task = ChainedArithmetic()
+    assert task.answer_of(problem, response) == answer
+    assert task.verify(problem, response) == float(answer == "34")
+
+
 def test_problems_read_as_the_first_half_of_an_equation():
     for problem in make(max_operand=5, held_out=10).held_out_problems():
         assert eval(problem.question.removesuffix("=")) == int(problem.answer)

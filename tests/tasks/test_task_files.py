@@ -74,6 +74,8 @@ def test_gsm8k_rows(tmp_path):
     assert problem.answer.startswith("1,23")
     assert task.verify(problem, f"So it costs ${problem.answer.replace(',', '')}.00 in all.") == 1.0
     assert task.verify(problem, "I say 7.") == 0.0
+    assert task.answer_of(problem, "Answer: 7 apples\nAnswer: 8.0") == "8"
+    assert task.answer_of(problem, "none") is None
     demonstration = next(task.demonstrations())
     assert demonstration.response == f"Think <<1+1=2>> of {problem.question[1]}.\n#### {problem.answer}"
 

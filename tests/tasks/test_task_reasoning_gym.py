@@ -55,6 +55,7 @@ def test_answers_are_taken_from_after_the_last_marker_or_whole():
     assert task.verify(problem, f"Let me see.\nAnswer: {wrong}, no.\nAnswer: {answer}") == 1.0
     assert task.verify(problem, f"Answer: {answer}\nAnswer: {wrong}") == 0.0
     assert task.verify(problem, "") == 0.0
+    assert task.answer_of(problem, f"Let me see.\nAnswer: {wrong}, no.\nAnswer:  {answer}\n") == answer
 
 
 def test_a_pattern_of_ones_own():
@@ -62,6 +63,7 @@ def test_a_pattern_of_ones_own():
     problem, answer = asking(task)
     assert task.verify(problem, f"<answer>{answer}</answer>") == 1.0
     assert task.verify(problem, answer) == 0.0
+    assert task.answer_of(problem, answer) is None
 
 
 def test_partial_marks_only_where_asked_for():

@@ -4,7 +4,7 @@ import pytest
 
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.tasks import verifiers
-from rlhf_lightning.tasks.verifiers import exact_match, last_number, math_answer, numeric
+from rlhf_lightning.tasks.verifiers import READINGS, exact_match, last_number, math_answer, numeric
 
 
 @pytest.mark.parametrize(
@@ -67,3 +67,21 @@ def test_a_missing_package_names_the_extra(monkeypatch):
             math_answer("1", "1")
     finally:
         verifiers.optional_package.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("verifier", "text", "answer"),
+    [
+        ("exact", " yes \n", "yes"),
+        ("exact", " ", None),
+        ("numeric", "It is 0.50", "1/2"),
+        ("numeric", "1,234.0 or so", "1234"),
+        ("numeric", "none", None),
+        ("math", r"so $\boxed{\frac{1}{2}}$.", r"\frac{1}{2}"),
+        ("math", "we get\n\n$ x^2 $\n", "x^2"),
+        ("math", r"\boxed{0.50}", "1/2"),
+        ("math", "", None),
+    ],
+)
+def test_answers_that_are_equal_read_the_same(verifier, text, answer):
+    assert READINGS[verifier](text) == answer

@@ -9,9 +9,10 @@ from __future__ import annotations
 import importlib
 import os
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from inspect import isabstract
+from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
@@ -21,6 +22,7 @@ from rlhf_lightning import registry
 from rlhf_lightning.cli.document import Document, Key
 from rlhf_lightning.cli.signatures import check_arguments, classes_in, import_class, signature
 from rlhf_lightning.errors import ConfigError, DuplicatePluginError, PluginImportError, UnknownPluginError
+from rlhf_lightning.models.run_policy import is_run
 
 PLUGIN_KEYS: Mapping[str, str] = {
     "policy": "model_source",
@@ -40,8 +42,10 @@ PLUGIN_KEYS: Mapping[str, str] = {
 }
 """Kind of plug-in by argument name, for arguments without a type hint that tells."""
 
-PATH_FORMS: Mapping[str, str] = {"model_source": "folder"}
-"""Kinds for which a path stands for a plug-in: the one of this name, with the path as its ``path``."""
+PATH_FORMS: Mapping[str, Callable[[str], str]] = {
+    "model_source": lambda path: "run" if is_run(Path(path).expanduser()) else "folder"
+}
+"""Kinds for which a path stands for a plug-in: which one, by the path, which becomes its ``path``."""
 
 SHORT_NAMES: Mapping[Key, tuple[str, type]] = {
     ("model",): ("rlhf_lightning.modules", LightningModule),
@@ -169,7 +173,7 @@ class Expander:
     def _named(self, value: str, kind: str, key: Key) -> dict[str, Any]:
         if kind in PATH_FORMS and os.sep in value:
             arguments = {"path": value}
-            return {"class_path": self.plugin_path(kind, PATH_FORMS[kind], key), "init_args": arguments}
+            return {"class_path": self.plugin_path(kind, PATH_FORMS[kind](value), key), "init_args": arguments}
         return self.object({"class_path": self.plugin_path(kind, value, key)}, key)
 
     def _tree(self, value: dict[str, Any], hint: Any, key: Key) -> dict[str, Any]:

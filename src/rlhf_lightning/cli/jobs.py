@@ -23,7 +23,6 @@ from rlhf_lightning.cli.document import Document, Key, merge, plain, read
 from rlhf_lightning.cli.expand import Expander, kind_of
 from rlhf_lightning.cli.messages import explain, first_cause
 from rlhf_lightning.cli.options import CONFIG, SWITCHES, Option, split_options
-from rlhf_lightning.cli.quiet import quieten
 from rlhf_lightning.cli.signatures import check_arguments, classes_in, signature
 from rlhf_lightning.configfiles import find_config
 from rlhf_lightning.errors import ConfigError
@@ -58,7 +57,6 @@ def run_job(cls: type[Job], words: Sequence[str], prog: str) -> int:
     Raises:
         RLHFError: For all that the user can mend.
     """
-    quieten()
     load_builtins()
     parser = _parser(cls, prog)
     options = list(split_options(words))

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from rlhf_lightning import __version__
 from rlhf_lightning.cli import commands
+from rlhf_lightning.cli.quiet import quieten
 from rlhf_lightning.errors import ConfigError, RLHFError
 from rlhf_lightning.registry import did_you_mean
 
@@ -59,6 +60,7 @@ def _run(words: list[str]) -> int:
     if words[0] not in known:
         hint = did_you_mean(words[0], known)
         raise ConfigError(f"unknown command {words[0]!r}.{hint} Commands: {', '.join(known)}")
+    quieten()  # before the libraries are imported that look at its settings
     if words[0] in TRAINER_COMMANDS:
         return _train(words)
     return commands.run(words[0], words[1:])
@@ -68,10 +70,8 @@ def _train(words: list[str]) -> int:
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
     from rlhf_lightning.cli.lightning import RLHFCLI
-    from rlhf_lightning.cli.quiet import quieten
     from rlhf_lightning.plugins import load_builtins
 
-    quieten()
     load_builtins()
     try:
         RLHFCLI(words)
@@ -89,7 +89,7 @@ def _stopped(words: list[str], code: int) -> int:
 
 def _help() -> str:
     entries = {**TRAINER_COMMANDS, **commands.summaries()}
-    lines = [f"  {name:<10} {text}" for name, text in entries.items()]
+    lines = [f"  {name:<11} {text}" for name, text in entries.items()]
     return "\n".join(
         [
             f"rlhf {__version__}: RLHF you can understand, change and scale.",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rlhf_lightning.errors import RunFolderError
 from rlhf_lightning.registry import nearest
-from rlhf_lightning.run_layout import CHECKPOINTS_FOLDER, CONFIG_FILE
+from rlhf_lightning.run_layout import CHECKPOINTS_FOLDER, CONFIG_FILE, newest_checkpoint
 
 
 @dataclass(frozen=True)
@@ -88,15 +88,13 @@ class RunFolder:
             RunFolderError: If there is none.
         """
         folder = self.path / CHECKPOINTS_FOLDER
-        if (folder / "last.ckpt").exists():
-            return folder / "last.ckpt"
-        found = sorted(folder.glob("*.ckpt"), key=lambda p: (p.stat().st_mtime_ns, p.name))
-        if not found:
+        found = newest_checkpoint(self.path)
+        if found is None:
             raise RunFolderError(
                 f"--ckpt_path last: no checkpoint in {folder}; leave --ckpt_path out to start the run"
                 f"{self._neighbours()}"
             )
-        return found[-1]
+        return found
 
     def numbered(self, name: str) -> Path:
         """The first of ``name``, ``name-2``, ``name-3``, … that does not exist in the folder."""

@@ -64,6 +64,11 @@ class PromptData(TaskData):
         """Number of training problems."""
         return self._starts[-1]
 
+    @property
+    def usable(self) -> int:
+        """Number of training problems that are not left out for their length; known after :meth:`check`."""
+        return self.size if self._kept is None else len(self._kept)
+
     def train_prompts(self, rollout: int, count: int) -> list[Prompt]:
         """The prompts of a rollout: positions ``rollout·count`` to ``(rollout + 1)·count − 1`` of the order.
 
@@ -79,7 +84,7 @@ class PromptData(TaskData):
         """
         self.renderer  # noqa: B018  # says so when no tokenizer is bound
         kept = self._kept
-        order = PromptOrder(self.size if kept is None else len(kept), self.seed)
+        order = PromptOrder(self.usable, self.seed)
         places = order.take(rollout * count, count)
         indices = places if kept is None else [kept[place] for place in places]
         prompts = {prompt.index: prompt for prompt in self._fitting(dict.fromkeys(indices))}

@@ -110,6 +110,12 @@ class ChainedArithmetic(Task):
         *before, last = response.split("\n")
         return float(last == ("=" if before else "") + problem.answer)
 
+    def answer_of(self, problem: Problem, response: str) -> str | None:
+        """The number that the last line holds, if it is one as :meth:`verify` reads it."""
+        *before, last = response.split("\n")
+        found = re.fullmatch("=([0-9]+)" if before else "([0-9]+)", last)
+        return found[1] if found else None
+
     def steps_of(self, response: str) -> tuple[str, ...]:
         """The text of each step: the response's lines."""
         return tuple(response.split("\n"))

@@ -13,7 +13,7 @@ from rlhf_lightning.data.seeding import derive_seed
 from rlhf_lightning.errors import ConfigError, DataError
 from rlhf_lightning.protocols import Task
 from rlhf_lightning.registry import check_choice, register
-from rlhf_lightning.tasks.verifiers import compile_pattern, extract, find_verifier
+from rlhf_lightning.tasks.verifiers import READINGS, compile_pattern, extract, find_verifier, last_boxed
 from rlhf_lightning.types import Demonstration, Problem
 
 
@@ -38,17 +38,6 @@ def after_hashes(text: str) -> str | None:
     """GSM8K: what follows the last ``#### ``."""
     _, found, answer = text.rpartition("####")
     return answer.strip() if found else None
-
-
-def last_boxed(text: str) -> str | None:
-    r"""MATH: what the last ``\boxed{…}`` holds, with its inner braces balanced."""
-    start = text.rfind("\\boxed{")
-    depth = 0
-    for position in range(start + 6, len(text)) if start >= 0 else ():
-        depth += {"{": 1, "}": -1}.get(text[position], 0)
-        if depth == 0:
-            return text[start + 7 : position]
-    return None
 
 
 def whole_text(text: str) -> str | None:
@@ -112,7 +101,7 @@ class FileTask(Task):
         self.path, self.held_out_path = path, held_out_path
         self.held_out_fraction, self.seed = held_out_fraction, seed
         self.fields = self._fields(preset, question_field, answer_field, response_field)
-        self.verifier = find_verifier(verifier)
+        self.verifier, self.reading = find_verifier(verifier), READINGS[verifier]
         self.prompt_format = prompt_format
         self.answer_pattern = compile_pattern(answer_pattern, f"task {self.name}: answer_pattern")
         if "{question}" not in prompt_format:
@@ -147,6 +136,11 @@ class FileTask(Task):
         """Compares the extracted answer with the reference."""
         answer = extract(self.answer_pattern, response)
         return 0.0 if answer is None else self.verifier(problem.answer, answer)
+
+    def answer_of(self, problem: Problem, response: str) -> str | None:
+        """What ``answer_pattern`` finds, as the verifier reads it: the last number, the last box, or the text."""
+        answer = extract(self.answer_pattern, response)
+        return None if answer is None else self.reading(answer)
 
     def demonstrations(self) -> Iterator[Demonstration]:
         """The worked answers of the training rows, once, in the file's order; taken to be right.

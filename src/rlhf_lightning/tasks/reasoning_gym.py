@@ -88,6 +88,11 @@ class ReasoningGym(Task):
         score = float(self._source("train", self.train_size, 0).score_answer(answer, problem.metadata["entry"]))
         return float(score >= 1.0) if self.exact else score
 
+    def answer_of(self, problem: Problem, response: str) -> str | None:
+        """What ``answer_pattern`` finds, stripped."""
+        answer = extract(self.answer_pattern, response)
+        return None if answer is None else answer.strip()
+
     def __getstate__(self) -> dict[str, Any]:
         """The arguments alone: a worker process makes the rest anew."""
         return {key: value for key, value in self.__dict__.items() if key != "_held_out"} | {"_sources": {}}

@@ -62,6 +62,28 @@ VERIFIERS: dict[str, Verifier] = {"exact": exact_match, "numeric": numeric, "mat
 """The verifiers that a file's task can name."""
 
 
+def read_exact(text: str) -> str | None:
+    """The text without white space around it; None if nothing is left."""
+    return text.strip() or None
+
+
+def read_number(text: str) -> str | None:
+    """The last number in lowest terms, so that ``0.50`` and ``1/2`` are one answer."""
+    number = last_number(text)
+    return None if number is None else str(number)
+
+
+def read_math(text: str) -> str | None:
+    """What the last box holds, else the last line; a number in lowest terms. Equal expressions may still differ."""
+    found = last_boxed(text) or next((line for line in reversed(text.splitlines()) if line.strip()), "")
+    plain = found.strip().strip("$").strip()
+    return read_number(plain) if _NUMBER.fullmatch(plain) else plain or None
+
+
+READINGS: dict[str, Callable[[str], str | None]] = {"exact": read_exact, "numeric": read_number, "math": read_math}
+"""How each verifier's answers are written so that equal ones are the same text, as far as that goes."""
+
+
 def find_verifier(name: str) -> Verifier:
     """The verifier of that name.
 
@@ -80,6 +102,17 @@ def last_number(text: str) -> Fraction | None:
     numerator, _, denominator = found[-1].replace(",", "").partition("/")
     divisor = int(denominator or 1)
     return Fraction(Decimal(numerator)) / divisor if divisor else None
+
+
+def last_boxed(text: str) -> str | None:
+    r"""What the last ``\boxed{…}`` holds, with its inner braces balanced."""
+    start = text.rfind("\\boxed{")
+    depth = 0
+    for position in range(start + 6, len(text)) if start >= 0 else ():
+        depth += {"{": 1, "}": -1}.get(text[position], 0)
+        if depth == 0:
+            return text[start + 7 : position]
+    return None
 
 
 def compile_pattern(pattern: str | None, key: str) -> re.Pattern[str]:

@@ -38,7 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Generates and prints."""
-    from rlhf_lightning.cli.policies import find_policy
+    from rlhf_lightning.cli.policies import context_length, find_policy
     from rlhf_lightning.plugins import load_builtins
 
     texts = options.prompt or [line.rstrip("\n") for line in sys.stdin]
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     policy = find_policy(options.model, options.config)
     tokenizer = policy.tokenizer()
     prompts = [make_prompt(tokenizer, text, index, chat=options.chat) for index, text in enumerate(texts)]
-    _check_lengths(prompts, params, policy.context_length())
+    _check_lengths(prompts, params, context_length(policy))
     rollout = sample(policy.load(), tokenizer, prompts, Draw(params, options.n, options.seed))
     (_print_json if options.json else _print_panels)(rollout)
     return 0
