@@ -98,6 +98,10 @@ class RewardJudge:
         if self.model.device != device:
             self.model.to(device)  # type: ignore[arg-type]
 
+    def unload(self) -> None:
+        """Gives the weights' memory back; they are loaded again when asked for."""
+        self._model = None
+
     def score(
         self, groups: Sequence[JudgedGroup], on_scored: Callable[[int], None] | None = None
     ) -> list[list[ResponseScore | None]]:
