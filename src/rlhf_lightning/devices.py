@@ -1,4 +1,4 @@
-"""Moves the values of the flow between devices."""
+"""Moves the values of the flow between devices, and finds devices by name."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from rlhf_lightning.errors import ConfigError
 
 
 def to_device(value: Any, device: torch.device) -> Any:
@@ -17,3 +19,19 @@ def to_device(value: Any, device: torch.device) -> Any:
         fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
         return dataclasses.replace(value, **{name: to_device(field, device) for name, field in fields.items()})
     return value
+
+
+def find_device(wanted: str) -> torch.device:
+    """The device of that name; ``auto`` is a GPU if there is one.
+
+    Raises:
+        ConfigError: If there is no such device.
+    """
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device: {wanted!r} cannot be used: {str(error).splitlines()[0]}") from error
+    return device

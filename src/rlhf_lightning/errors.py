@@ -25,6 +25,10 @@ class RunFolderError(RLHFError):
     """A run folder that cannot be written, or exists already."""
 
 
+class RemoteError(RLHFError):
+    """A server that does not answer, or not with what was asked: the message names it, the attempts and the cause."""
+
+
 class UnknownPluginError(ConfigError):
     """No plug-in of that name."""
 

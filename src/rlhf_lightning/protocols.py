@@ -39,6 +39,17 @@ class Scorer(ABC):
     def bind(self, tasks: Mapping[str, Task]) -> None:  # noqa: B027
         """Gives the scorer the run's tasks by name, before the first call; most scorers don't need them."""
 
+    def check(self) -> None:  # noqa: B027
+        """Looks, before any weights are loaded, whether what the scorer needs is there.
+
+        Raises:
+            RLHFError: Naming what is missing.
+        """
+
+    def identity(self) -> str:
+        """A text that changes when what it scores with does, so that no run resumes with another; often empty."""
+        return ""
+
     @abstractmethod
     def __call__(self, rollout: Rollout) -> Scores:
         """Scores each of the B responses."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -84,6 +85,17 @@ class RewardModelFolder(Folder):
         ).eval()
         scalar_head(model)
         return model
+
+    def identity(self) -> str:
+        """The folder's, with the SHA-256 of the head: what begins alike (an embedding) may still score otherwise."""
+        from safetensors import safe_open
+
+        digest = hashlib.sha256()
+        for file in sorted(self.path.glob("*.safetensors")):
+            if "score.weight" in _names(file):
+                with safe_open(file, "pt") as tensors:
+                    digest.update(tensors.get_tensor("score.weight").float().numpy().tobytes())
+        return f"{super().identity()} head {digest.hexdigest()[:16]}"
 
     def _read_card(self) -> RewardCard:
         file = self.path / CARD_FILE

@@ -132,11 +132,14 @@ class PolicyModule(GeneratingModule):
         return self.rollout_index * self.plan.prompts_per_rollout
 
     def preflight(self, data: PromptData) -> None:  # type: ignore[override]
-        """As for every generating module; and that the first rollout's prompts, answered at length, fit a micro-batch.
+        """As for every generating module; and that scorers have what they need, and prompts fit a micro-batch.
+
+        The prompts are the first rollout's, answered at length.
 
         Raises:
-            ConfigError: Naming ``token_budget`` and what it must be at least.
+            RLHFError: Naming what a scorer lacks, or ``token_budget`` and what it must be at least.
         """
+        self.scorer.check()
         super().preflight(data)
         longest = max(len(prompt.tokens) for prompt in data.train_prompts(0, self.plan.prompts_per_rollout))
         check_token_budget(self.plan.token_budget, longest, self.sampler.params.max_new_tokens)
@@ -276,6 +279,11 @@ class PolicyModule(GeneratingModule):
     def _kl_terms(self) -> dict[str, KLTerm]:
         terms = {"kl_reward": self.kl_reward, "kl_loss": self.kl_loss}
         return {name: term for name, term in terms.items() if term is not None}
+
+    def identity(self) -> dict[str, Any]:
+        """The policy's source and the seed, and what the scorers score with."""
+        scorers = self.scorer.identity()
+        return super().identity() | ({"scorers": scorers} if scorers else {})
 
     def controllers(self) -> dict[str, Any]:
         """The KL controllers."""

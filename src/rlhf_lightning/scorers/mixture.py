@@ -47,6 +47,17 @@ class MixtureScorer(Scorer):
             if hasattr(scorer, "bind"):
                 scorer.bind(tasks)
 
+    def check(self) -> None:
+        """Lets each scorer look whether what it needs is there."""
+        for scorer in self.scorers:
+            if hasattr(scorer, "check"):
+                scorer.check()
+
+    def identity(self) -> str:
+        """Name and identity of each scorer that has one."""
+        known = {scorer.name: scorer.identity() for scorer in self.scorers if hasattr(scorer, "identity")}
+        return "; ".join(f"{name}: {identity}" for name, identity in known.items() if identity)
+
     def __call__(self, rollout: Rollout) -> Scores:
         """Scores with each and adds up.
 

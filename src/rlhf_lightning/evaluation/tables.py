@@ -1,0 +1,35 @@
+"""Best-of-N curves on the terminal."""
+
+from __future__ import annotations
+
+import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+
+def print_curves(table: pd.DataFrame, console: Console) -> None:
+    """One table a generator: a line a row, an N a column, accuracies in percent, with the last N's 95 % interval."""
+    for generator, own in table.groupby("generator", sort=False):
+        first = own.iloc[0]
+        title = (
+            f"{generator}: accuracy in % of the best of N ({first['prompts']} prompts, {first['pool']} samples each)"
+        )
+        console.print(_curves(own, title))
+
+
+def _curves(own: pd.DataFrame, title: str) -> Table:
+    sizes = sorted(own["n"].unique())
+    drawn = Table(title=title, title_justify="left", title_style="bold", header_style="dim", box=SIMPLE_HEAD)
+    drawn.padding = (0, 1, 0, 0)
+    drawn.add_column("chosen by", no_wrap=True)
+    for n in sizes:
+        drawn.add_column(str(n), justify="right", no_wrap=True)
+    drawn.add_column(f"interval at {sizes[-1]}", justify="right", no_wrap=True)
+    for (scorer, aggregation), rows in own.groupby(["scorer", "aggregation"], sort=False):
+        by_n = rows.set_index("n")
+        name = f"{scorer} ({aggregation})" if aggregation else str(scorer)
+        last = by_n.loc[sizes[-1]]
+        interval = f"{100 * last['low']:.0f} – {100 * last['high']:.0f}"
+        drawn.add_row(name, *(f"{100 * by_n.loc[n, 'accuracy']:.1f}" for n in sizes), interval)
+    return drawn

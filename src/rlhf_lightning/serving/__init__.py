@@ -1,0 +1,5 @@
+"""A reward model behind HTTP."""
+
+from rlhf_lightning.serving.job import ServeRM
+
+__all__ = ["ServeRM"]

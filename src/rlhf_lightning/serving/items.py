@@ -1,0 +1,104 @@
+"""What a scoring request holds, and what its answer does.
+
+Request: ``{"items": [{"question": text, "messages": [turns], "response": text, "finished": true}]}``; ``messages``
+(``role`` and ``content`` each) stand in place of the question for a chat, ``finished`` is true where not given.
+Answer: ``{"scores": [{"final": number, "steps": [numbers]}], "model": identity}``, in the order of the items; ``final``
+is null where a response cannot be scored.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+from rlhf_lightning.reward_types import JudgedGroup, JudgedResponse, ResponseScore
+from rlhf_lightning.types import Problem
+
+FIELDS = {"question", "messages", "response", "finished"}
+
+
+class BadRequest(ValueError):
+    """A request that cannot be answered, and why."""
+
+
+def groups_in(body: bytes, *, max_items: int) -> list[JudgedGroup]:
+    """The request's items; neighbours with one question make a group, which computes its prompt once.
+
+    Raises:
+        BadRequest: If it is not such a request; names the item.
+    """
+    items = _items(_json(body))
+    if len(items) > max_items:
+        raise BadRequest(f"{len(items)} items, but at most {max_items} a request")
+    for number, item in enumerate(items):
+        _check(item, f"items[{number}]")
+    groups = []
+    for _, same in groupby(items, key=lambda item: (item["question"], item.get("messages"))):
+        members = list(same)
+        responses = tuple(JudgedResponse(i["response"], finished=i.get("finished", True)) for i in members)
+        turns = members[0].get("messages")
+        problem = Problem("", members[0]["question"], metadata={"messages": turns} if turns else {})
+        groups.append(JudgedGroup(problem, "served", responses))
+    return groups
+
+
+def answer(scores: Sequence[ResponseScore | None], model: str) -> dict[str, Any]:
+    """The answer to a request.
+
+    Raises:
+        ValueError: If a score is not finite.
+    """
+    if any(not math.isfinite(x) for score in scores if score is not None for x in (score.final, *score.steps)):
+        raise ValueError("the reward model gave a score that is not finite")
+    return {"scores": [{"final": s and s.final, "steps": list(s.steps) if s else []} for s in scores], "model": model}
+
+
+def _json(body: bytes) -> Any:
+    try:
+        return json.loads(body.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(f"the body is not JSON in UTF-8: {error}") from error
+
+
+def _items(request: Any) -> list[Any]:
+    if not isinstance(request, dict) or set(request) != {"items"} or not isinstance(request["items"], list):
+        raise BadRequest('the body must be {"items": [...]}')
+    return request["items"]
+
+
+def _check(item: Any, place: str) -> None:
+    if not isinstance(item, dict):
+        raise BadRequest(f"{place} must be an object")
+    if unknown := sorted(set(item) - FIELDS):
+        raise BadRequest(f"{place}: unknown field {unknown[0]!r}; known: {', '.join(sorted(FIELDS))}")
+    if missing := sorted({"question", "response"} - set(item)):
+        raise BadRequest(f"{place}: no field {missing[0]!r}")
+    for field in ("question", "response"):
+        _check_text(item[field], f"{place}.{field}")
+    if not isinstance(item.get("finished", True), bool):
+        raise BadRequest(f"{place}.finished must be true or false")
+    _check_turns(item.get("messages"), f"{place}.messages")
+    if not item["question"] and not item.get("messages"):
+        raise BadRequest(f"{place}: the question is empty, and there are no messages")
+
+
+def _check_turns(turns: Any, place: str) -> None:
+    if turns is None:
+        return
+    if not isinstance(turns, list) or not all(isinstance(t, dict) and set(t) == {"role", "content"} for t in turns):
+        raise BadRequest(f'{place} must be a list of {{"role": text, "content": text}}')
+    for number, turn in enumerate(turns):
+        _check_text(turn["role"], f"{place}[{number}].role")
+        _check_text(turn["content"], f"{place}[{number}].content")
+
+
+def _check_text(value: Any, place: str) -> None:
+    if not isinstance(value, str):
+        raise BadRequest(f"{place} must be text")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise BadRequest(f"{place} holds half a character (a lone surrogate)") from error
