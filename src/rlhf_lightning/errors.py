@@ -25,6 +25,10 @@ class RunFolderError(RLHFError):
     """A run folder that cannot be written, or exists already."""
 
 
+class NonFiniteError(RLHFError):
+    """Too many updates in a row whose loss or gradient was not finite."""
+
+
 class UnknownPluginError(ConfigError):
     """No plug-in of that name."""
 

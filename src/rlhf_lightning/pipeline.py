@@ -67,7 +67,7 @@ class Pipeline:
         rewards, logged = transform(self.transforms, raw_rewards(rollout, scores))
         token_rewards = place_on_tokens(rewards, rollout, old, ref, self.kl_reward, values)
         advantages = self.advantage(token_rewards)
-        experience = Experience(rollout, scores, rewards.values, advantages, old, ref, logged)
+        experience = Experience(rollout, scores, rewards.values, advantages, old, ref, logged, values)
         return replace(experience, metrics={**logged, **self._measure(experience)})
 
     def _measure(self, experience: Experience) -> dict[str, float]:

@@ -144,6 +144,8 @@ class AdvantageEstimator(ABC):
 
     #: Smallest group for which the estimator means anything (1, or 2 for group baselines).
     min_group_size: int = 1
+    #: Whether it reads critic values (``TokenRewards.baseline``) and gives the critic's targets.
+    needs_critic: bool = False
 
     @abstractmethod
     def __call__(self, rewards: TokenRewards) -> Advantages:
@@ -160,6 +162,19 @@ class PolicyLoss(ABC):
         Args:
             new: (b, T) log-probs under the policy being trained, with gradient.
             batch: The micro-batch.
+        """
+
+
+class ValueLoss(ABC):
+    """The critic's objective."""
+
+    @abstractmethod
+    def __call__(self, new: Tensor, batch: UpdateBatch) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Returns the (b, T) per-token loss and (b, T) per-token diagnostics by name (averaged over tokens for logs).
+
+        Args:
+            new: (b, T) values under the critic being trained, with gradient.
+            batch: The micro-batch; its ``old_values`` and ``returns`` are there.
         """
 
 

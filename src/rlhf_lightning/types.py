@@ -218,6 +218,7 @@ class Experience:
         old_logprobs: (B, T) log-probs under the policy that sampled, at the sampling temperature.
         ref_logprobs: (B, T) log-probs under the frozen reference at the same temperature, or None when no KL term asks.
         metrics: Means worth logging, by name.
+        values: (B, T) critic values before each token, or None without a critic.
     """
 
     rollout: Rollout
@@ -227,6 +228,7 @@ class Experience:
     old_logprobs: Tensor
     ref_logprobs: Tensor | None
     metrics: Mapping[str, float]
+    values: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -278,6 +280,7 @@ class UpdateBatch:
         temperature: The sampling temperature, applied to the logits before log-probs.
         update: Index of the update within the rollout.
         micro_batches: Number k of micro-batches in this update.
+        old_values, returns: (b, T) critic values when the rollout was made, and its targets; None without a critic.
     """
 
     packed: PackedSequences
@@ -288,6 +291,8 @@ class UpdateBatch:
     temperature: float
     update: int
     micro_batches: int
+    old_values: Tensor | None = None
+    returns: Tensor | None = None
 
     @property
     def tokens(self) -> int:

@@ -28,6 +28,7 @@ def updates_of(
     order: Sequence[int] | None = None,
     denominators: Sequence[float] | None = None,
     micro_batches: int | None = None,
+    counted: Tensor | None = None,
 ) -> list[list[UpdateBatch]]:
     """Splits a rollout's groups over updates and packs each into the same number k of micro-batches.
 
@@ -41,6 +42,7 @@ def updates_of(
         order: The P groups in the order they are used; as they come when not given.
         denominators: Per update, what ``update_denominators`` gave, summed over ranks; this process's own otherwise.
         micro_batches: k; the smallest number that fits every update when not given.
+        counted: (B, T) tokens that count in the losses; all response tokens when not given.
 
     Returns:
         U lists of k micro-batches.
@@ -50,9 +52,11 @@ def updates_of(
     """
     groups = groups_of_updates(len(experience.rollout.prompts), updates, order)
     if denominators is None:
-        denominators = update_denominators(experience, updates=updates, aggregation=aggregation, order=order)
+        denominators = update_denominators(
+            experience, updates=updates, aggregation=aggregation, order=order, counted=counted
+        )
     k = micro_batches or micro_batches_needed(experience, updates=updates, token_budget=token_budget, order=order)
-    mask = experience.rollout.mask
+    mask = experience.rollout.mask if counted is None else counted
     batches = []
     for update, members in enumerate(groups):
         bins = split_rollout(experience.rollout, members, token_budget=token_budget, n_bins=k)
@@ -63,7 +67,12 @@ def updates_of(
 
 
 def update_denominators(
-    experience: Experience, *, updates: int, aggregation: str, order: Sequence[int] | None = None
+    experience: Experience,
+    *,
+    updates: int,
+    aggregation: str,
+    order: Sequence[int] | None = None,
+    counted: Tensor | None = None,
 ) -> list[float]:
     """What each update's aggregation divides by, on this process; the sum over ranks is the whole update's.
 
@@ -77,7 +86,8 @@ def update_denominators(
     groups = groups_of_updates(len(experience.rollout.prompts), updates, order)
     longest = experience.rollout.params.max_new_tokens
     count = _DENOMINATORS[aggregation]
-    return [count(experience.rollout.mask[_rows(experience, members)], longest) for members in groups]
+    mask = experience.rollout.mask if counted is None else counted
+    return [count(mask[_rows(experience, members)], longest) for members in groups]
 
 
 def micro_batches_needed(
@@ -123,13 +133,19 @@ def _batch(
     return UpdateBatch(
         packed=packed,
         old_logprobs=experience.old_logprobs[rows],
-        ref_logprobs=None if experience.ref_logprobs is None else experience.ref_logprobs[rows],
+        ref_logprobs=_of_rows(experience.ref_logprobs, rows),
         advantages=experience.advantages.values[rows],
         weights=weights[weight_rows],
         temperature=experience.rollout.params.temperature,
         update=update,
         micro_batches=micro_batches,
+        old_values=_of_rows(experience.values, rows),
+        returns=_of_rows(experience.advantages.returns, rows),
     )
+
+
+def _of_rows(values: Tensor | None, rows: Tensor) -> Tensor | None:
+    return None if values is None else values[rows]
 
 
 def _rows(experience: Experience, groups: Sequence[int]) -> Tensor:

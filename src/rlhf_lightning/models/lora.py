@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rlhf_lightning.models.scalar import scalar_head
+
 if TYPE_CHECKING:
+    from peft import LoraConfig
     from transformers import PreTrainedModel
 
 
@@ -31,18 +34,33 @@ class LoRA:
 
     def __call__(self, model: PreTrainedModel) -> PreTrainedModel:
         """Wraps the model; only its adapters then train. They start as no change at all (B = 0)."""
-        from peft import LoraConfig, get_peft_model
+        from peft import get_peft_model
 
+        with self._seeded():
+            return get_peft_model(model, self._config(task_type="CAUSAL_LM"))  # type: ignore[return-value]
+
+    def under_head(self, model: PreTrainedModel) -> PreTrainedModel:
+        """Puts adapters into the backbone of a model with a scalar head, in place; they and the head then train."""
+        from peft import inject_adapter_in_model
+
+        model.requires_grad_(False)
+        with self._seeded():
+            inject_adapter_in_model(self._config(), model.base_model)
+        scalar_head(model).requires_grad_(True)
+        return model
+
+    def _config(self, **more: Any) -> LoraConfig:
+        from peft import LoraConfig
+
+        return LoraConfig(
+            r=self.rank, lora_alpha=self.alpha, lora_dropout=0.0, target_modules=self.target_modules, **more
+        )
+
+    @contextmanager
+    def _seeded(self) -> Iterator[None]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            config = LoraConfig(
-                r=self.rank,
-                lora_alpha=self.alpha,
-                lora_dropout=0.0,
-                target_modules=self.target_modules,
-                task_type="CAUSAL_LM",
-            )
-            return get_peft_model(model, config)  # type: ignore[return-value]
+            yield
 
 
 @contextmanager

@@ -80,6 +80,11 @@ def packed_scalars(model: PreTrainedModel, packed: PackedSequences, places: Tens
         ConfigError: If the model has no scalar head, or cannot run packed.
     """
     head = scalar_head(model)
-    hidden = packed_states(model, packed).index_select(0, places)
+    return head_outputs(head, packed_states(model, packed).index_select(0, places))
+
+
+def head_outputs(head: nn.Linear, hidden: Tensor) -> Tensor:
+    """(K, H) hidden states to (K,) numbers, in float32 at least, under autocast too."""
     wide = torch.promote_types(hidden.dtype, torch.float32)
-    return F.linear(hidden.to(wide), head.weight.to(wide)).squeeze(-1)
+    with torch.autocast(hidden.device.type, enabled=False):
+        return F.linear(hidden.to(wide), head.weight.to(wide)).squeeze(-1)

@@ -1,6 +1,7 @@
 """The LightningModules."""
 
 from rlhf_lightning.modules.grpo import GRPOModule
+from rlhf_lightning.modules.ppo import PPOModule
 from rlhf_lightning.modules.sft import SFTModule
 
-__all__ = ["GRPOModule", "SFTModule"]
+__all__ = ["GRPOModule", "PPOModule", "SFTModule"]

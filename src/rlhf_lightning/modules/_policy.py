@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
@@ -18,8 +18,9 @@ from rlhf_lightning.models.prepare import frozen, frozen_copy
 from rlhf_lightning.models.rollout_logprobs import rollout_logprobs
 from rlhf_lightning.modules._generating import GeneratingModule
 from rlhf_lightning.modules.evaluation import samples_of
-from rlhf_lightning.modules.plan import BatchPlan, check_group_size, check_token_budget
-from rlhf_lightning.pipeline import Pipeline
+from rlhf_lightning.modules.optim import StepGuard
+from rlhf_lightning.modules.plan import BatchPlan, check_critic, check_group_size, check_token_budget
+from rlhf_lightning.pipeline import LogProbs, Pipeline
 from rlhf_lightning.protocols import (
     AdvantageEstimator,
     Metric,
@@ -38,6 +39,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from rlhf_lightning.data.prompts import PromptData
+
+_COUNTED: dict[str, Callable[[Rollout], Tensor]] = {
+    "keep": lambda rollout: rollout.mask,
+    "mask": lambda rollout: rollout.mask & rollout.finished[:, None],
+}
+"""Tokens that count in the losses, by what ``truncated`` says."""
 
 
 class PolicyModule(GeneratingModule):
@@ -72,9 +79,15 @@ class PolicyModule(GeneratingModule):
         lora: Low-rank adapters; the reference then is the policy with its adapters off.
         gradient_checkpointing: Recompute activations in the backward pass.
         seed: Run seed: with rollout, prompt and sample number it determines every draw.
+        truncated: What becomes of responses that were cut off at their limit. ``keep``: they count like the others,
+            their reward on the last token and a value of 0 after it. ``mask``: they count in no loss (but still in
+            their group's statistics). A penalty is a reward transform, ``missing_eos_penalty``.
+        max_nonfinite_in_a_row: Updates in a row whose gradient is not finite that end the run; such an update is
+            skipped and counted (``update/skipped``).
 
     Raises:
-        ConfigError: If the batch sizes cannot be, or group statistics lack samples.
+        ConfigError: If the batch sizes cannot be, group statistics lack samples, or the advantage estimator wants a
+            critic where there is none.
     """
 
     def __init__(
@@ -103,19 +116,26 @@ class PolicyModule(GeneratingModule):
         lora: LoRA | None = None,
         gradient_checkpointing: bool = False,
         seed: int = 1,
+        truncated: Literal["keep", "mask"] = "keep",
+        max_nonfinite_in_a_row: int = 5,
     ) -> None:
         super().__init__(policy, sampler, optimizer, warmup_updates, max_grad_norm, lora, gradient_checkpointing, seed)
         self.plan = BatchPlan(
             prompts_per_rollout, samples_per_prompt, updates_per_rollout, epochs_per_rollout, token_budget
         )
         check_group_size(samples_per_prompt, [advantage, *reward_transforms])
+        check_critic(advantage, has_critic=self.has_critic)
         check_choice(aggregation, AGGREGATION_MODES, "aggregation")
+        self.truncated, self.guard = truncated, StepGuard(max_nonfinite_in_a_row)
         self.reference_source, self.advantage, self.policy_loss = reference, advantage, policy_loss
         self.scorer = combine(scorers, scorer_weights)
         self.transforms, self.extra_metrics = reward_transforms, metrics or []
         self.kl_reward, self.kl_loss = kl_reward, kl_loss
         self.logits_chunk, self.aggregation = logits_chunk, aggregation
         self.reference: PreTrainedModel | None = None
+
+    #: Whether the module trains a critic.
+    has_critic = False
 
     @property
     def data(self) -> PromptData:
@@ -162,7 +182,7 @@ class PolicyModule(GeneratingModule):
             kl_reward=self.kl_reward,
             reference=self._reference_logprobs if self._needs_reference else None,
             behaviour=None if self._sampler_is_exact else self._policy_logprobs,
-            values=None,
+            values=self.values_of,
             metrics=self.extra_metrics,
             events=self.events,
         )
@@ -171,6 +191,11 @@ class PolicyModule(GeneratingModule):
     def _sampler_is_exact(self) -> bool:
         """Whether the sampler's log-probs are the trainer's own: not under autocast, which the sampler doesn't use."""
         return self.sampler.exact and "mixed" not in str(self.trainer.precision)
+
+    @property
+    def values_of(self) -> LogProbs | None:
+        """The critic's values of a rollout; None without a critic."""
+        return None
 
     @property
     def _needs_reference(self) -> bool:
@@ -213,6 +238,7 @@ class PolicyModule(GeneratingModule):
             updates=self.plan.updates_per_rollout,
             token_budget=self.plan.token_budget,
             aggregation=self.aggregation,
+            counted=_COUNTED[self.truncated](experience.rollout),
         )
         one_pass = [batch for update in updates for batch in update]
         return one_pass * self.plan.epochs_per_rollout
@@ -230,27 +256,35 @@ class PolicyModule(GeneratingModule):
         """At the precision that training steps run at: in another one, a ratio of 1 would not be 1."""
         with self.trainer.precision_plugin.forward_context():
             return rollout_logprobs(
-                model,
-                rollout,
-                token_budget=self.plan.token_budget,
-                chunk_size=self.logits_chunk,
+                model, rollout, token_budget=self.plan.token_budget, chunk_size=self.logits_chunk
             )
 
     # ---- one update -------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: UpdateBatch, batch_idx: int) -> Tensor:
         """One packed micro-batch; the loss undoes what Lightning will divide by, so any split gives one gradient."""
-        flat = packed_logprobs(self.model, batch.packed, temperature=batch.temperature, chunk_size=self.logits_chunk)
-        new = batch.packed.to_rows(flat)
-        per_token, diagnostics = self.policy_loss(new, batch)
-        self.means.sums({"loss/policy": (per_token * batch.weights).sum()})
-        self.means.over_tokens(diagnostics, batch.packed.mask)
-        if self.kl_loss is not None and batch.ref_logprobs is not None:
-            penalty = self.kl_loss(new, batch.ref_logprobs)
-            self.means.sums({"loss/kl": (penalty * batch.weights).sum()})
-            per_token = per_token + penalty
+        loss = self.update_loss(batch)
         self.events.advance(batch.tokens)
-        return (per_token * batch.weights).sum() * self.loss_scale
+        return loss * self.loss_scale
+
+    def update_loss(self, batch: UpdateBatch) -> Tensor:
+        """The micro-batch's share of the update's loss."""
+        flat = packed_logprobs(self.model, batch.packed, temperature=batch.temperature, chunk_size=self.logits_chunk)
+        return self.objective(batch.packed.to_rows(flat), batch)
+
+    def objective(self, new: Tensor, batch: UpdateBatch) -> Tensor:
+        """Policy loss and KL loss, given (b, T) log-probs with gradient."""
+        loss = self.weigh("loss/policy", *self.policy_loss(new, batch), batch)
+        if self.kl_loss is not None and batch.ref_logprobs is not None:
+            loss = loss + self.weigh("loss/kl", self.kl_loss(new, batch.ref_logprobs), {}, batch)
+        return loss
+
+    def weigh(self, name: str, per_token: Tensor, diagnostics: Mapping[str, Tensor], batch: UpdateBatch) -> Tensor:
+        """Sums (b, T) losses with the batch's weights; logs the sum and the diagnostics' means."""
+        loss = (per_token * batch.weights).sum()
+        self.means.sums({name: loss})
+        self.means.over_tokens(diagnostics, batch.packed.mask)
+        return loss
 
     def on_train_epoch_end(self) -> None:
         """The rollout is done: controllers see its KL, and the next one begins."""
