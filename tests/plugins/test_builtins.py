@@ -8,7 +8,7 @@ from rlhf_lightning.plugins import BUILTIN_PACKAGES, load_builtins
 from rlhf_lightning.registry import KINDS, plugins, resolve
 from rlhf_lightning.testing import check_plugin
 
-PURE_KINDS = ("advantage", "reward_transform", "policy_loss", "kl_controller")
+PURE_KINDS = ("advantage", "reward_transform", "policy_loss", "value_loss", "kl_controller")
 
 load_builtins()
 
@@ -21,7 +21,8 @@ def test_every_file_of_the_built_in_packages_is_imported():
 
 
 def test_the_names_of_the_design_are_there():
-    assert {"group", "group_center", "rloo", "reinforce"} <= set(plugins("advantage"))
+    assert {"gae", "group", "group_center", "rloo", "reinforce"} <= set(plugins("advantage"))
+    assert set(plugins("value_loss")) == {"clipped"}
     wanted = {"clip", "group_normalize", "asymmetric_shrink", "whiten", "length_penalty", "missing_eos_penalty"}
     assert wanted <= set(plugins("reward_transform"))
     assert {"fixed", "adaptive"} <= set(plugins("kl_controller"))

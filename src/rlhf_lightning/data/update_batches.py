@@ -16,7 +16,13 @@ from rlhf_lightning.functional.aggregate import aggregation_weights
 from rlhf_lightning.functional.packing import GroupPiece
 from rlhf_lightning.models.rollout_packs import pack_pieces, split_rollout
 from rlhf_lightning.registry import check_choice
-from rlhf_lightning.types import Experience, UpdateBatch
+from rlhf_lightning.types import Experience, Rollout, UpdateBatch
+
+COUNTED: dict[str, Callable[[Rollout], Tensor]] = {
+    "keep": lambda rollout: rollout.mask,
+    "mask": lambda rollout: rollout.mask & rollout.finished[:, None],
+}
+"""(B, T) tokens that count in the losses, by what becomes of responses that were cut off."""
 
 
 def updates_of(

@@ -23,9 +23,6 @@ from rlhf_lightning.metrics import Means
 from rlhf_lightning.modules.optim import StepGuard, clip_by_group, named_groups, warm_up
 
 
-MAX_NONFINITE_IN_A_ROW = 5
-
-
 class MicroBatch(Protocol):
     """Anything that knows into how many micro-batches its update was cut, and how many tokens it trains on."""
 
@@ -61,7 +58,7 @@ class EdgeModule(LightningModule):
         self.strict_loading = False
         self.make_optimizer, self.warmup_updates, self.max_grad_norm = optimizer, warmup_updates, max_grad_norm
         self.seed = seed
-        self.guard = StepGuard(MAX_NONFINITE_IN_A_ROW)
+        self.guard = StepGuard()
         self.events, self.means = Events(), Means()
         self.rollout_index = 0
         self.rollout_metrics: dict[str, float] = {}

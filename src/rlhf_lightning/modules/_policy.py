@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
-from rlhf_lightning.data.update_batches import updates_of
+from rlhf_lightning.data.update_batches import COUNTED, updates_of
 from rlhf_lightning.functional import AGGREGATION_MODES
 from rlhf_lightning.kl import KLTerm
 from rlhf_lightning.models.lora import LoRA, adapters_off
@@ -39,12 +39,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from rlhf_lightning.data.prompts import PromptData
-
-_COUNTED: dict[str, Callable[[Rollout], Tensor]] = {
-    "keep": lambda rollout: rollout.mask,
-    "mask": lambda rollout: rollout.mask & rollout.finished[:, None],
-}
-"""Tokens that count in the losses, by what ``truncated`` says."""
 
 
 class PolicyModule(GeneratingModule):
@@ -238,7 +232,7 @@ class PolicyModule(GeneratingModule):
             updates=self.plan.updates_per_rollout,
             token_budget=self.plan.token_budget,
             aggregation=self.aggregation,
-            counted=_COUNTED[self.truncated](experience.rollout),
+            counted=COUNTED[self.truncated](experience.rollout),
         )
         one_pass = [batch for update in updates for batch in update]
         return one_pass * self.plan.epochs_per_rollout
@@ -255,9 +249,7 @@ class PolicyModule(GeneratingModule):
     def _logprobs(self, model: PreTrainedModel, rollout: Rollout) -> Tensor:
         """At the precision that training steps run at: in another one, a ratio of 1 would not be 1."""
         with self.trainer.precision_plugin.forward_context():
-            return rollout_logprobs(
-                model, rollout, token_budget=self.plan.token_budget, chunk_size=self.logits_chunk
-            )
+            return rollout_logprobs(model, rollout, token_budget=self.plan.token_budget, chunk_size=self.logits_chunk)
 
     # ---- one update -------------------------------------------------------------------------------------------------
 

@@ -67,7 +67,7 @@ class StepGuard:
         ConfigError: If it is below 1.
     """
 
-    def __init__(self, max_in_a_row: int) -> None:
+    def __init__(self, max_in_a_row: int = 5) -> None:
         if max_in_a_row < 1:
             raise ConfigError(f"max_nonfinite_in_a_row must be at least 1, got {max_in_a_row}")
         self.max_in_a_row, self.in_a_row = max_in_a_row, 0
