@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import yaml
-from conftest import GOOD
 
+from conftest import GOOD
 from rlhf_lightning.cli import main
 
 

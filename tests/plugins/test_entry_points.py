@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 
 import pytest
-from conftest import GOOD
 
+from conftest import GOOD
 from rlhf_lightning.errors import DuplicatePluginError, PluginImportError, UnknownPluginError
 from rlhf_lightning.plugins import load_builtins
 from rlhf_lightning.registry import plugins, resolve

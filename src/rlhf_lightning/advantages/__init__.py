@@ -1,5 +1,6 @@
 """Advantage estimators: from token rewards to what the policy loss multiplies the ratio with."""
 
+from rlhf_lightning.advantages.gae import GAE
 from rlhf_lightning.advantages.group import RLOO, Group, GroupCenter
 from rlhf_lightning.advantages.opo import OPO
 from rlhf_lightning.advantages.process import Process
@@ -18,3 +19,4 @@ __all__ = [
     "ReinforcePlusPlus",
     "ReinforcePlusPlusBaseline",
 ]
+__all__ = ["GAE", "RLOO", "Group", "GroupCenter", "Reinforce"]

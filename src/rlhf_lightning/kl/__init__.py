@@ -2,5 +2,6 @@
 
 from rlhf_lightning.kl.controllers import Adaptive, Fixed
 from rlhf_lightning.kl.term import ESTIMATORS, KLTerm
+from rlhf_lightning.kl.terms import KLTerms
 
-__all__ = ["ESTIMATORS", "Adaptive", "Fixed", "KLTerm"]
+__all__ = ["ESTIMATORS", "Adaptive", "Fixed", "KLTerm", "KLTerms"]

@@ -1,4 +1,4 @@
-"""Policy losses: the surrogate objective, a token at a time."""
+"""Losses a token at a time: the policy's surrogate objective, and the critic's."""
 
 from rlhf_lightning.losses.cispo import CISPO
 from rlhf_lightning.losses.clip import Clip
@@ -8,3 +8,6 @@ from rlhf_lightning.losses.importance import Importance
 from rlhf_lightning.losses.kl_cov import KLCov
 
 __all__ = ["CISPO", "GSPO", "Clip", "ClipCov", "Importance", "KLCov"]
+from rlhf_lightning.losses.value import ClippedValue
+
+__all__ = ["Clip", "ClippedValue"]

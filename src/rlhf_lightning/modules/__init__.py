@@ -5,3 +5,6 @@ from rlhf_lightning.modules.reward_model import RewardModel
 from rlhf_lightning.modules.sft import SFTModule
 
 __all__ = ["GRPOModule", "RewardModel", "SFTModule"]
+from rlhf_lightning.modules.ppo import PPOModule
+
+__all__ = ["GRPOModule", "PPOModule", "SFTModule"]

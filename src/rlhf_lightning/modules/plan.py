@@ -77,13 +77,18 @@ def check_group_size(samples_per_prompt: int, parts: Iterable[AdvantageEstimator
 
 
 def check_estimator(
-    advantage: AdvantageEstimator, transforms: Iterable[RewardTransform], kl_reward: object | None
+    advantage: AdvantageEstimator,
+    transforms: Iterable[RewardTransform],
+    kl_reward: object | None,
+    *,
+    has_critic: bool,
 ) -> None:
-    """Refuses transforms and penalties that would do nothing, or something else, with this estimator.
+    """Refuses transforms, penalties and critics that would do nothing, or something else, with this estimator.
 
     Raises:
         ConfigError: Naming the parts that do not go together.
     """
+    _check_critic(advantage, has_critic=has_critic)
     name = type(advantage).__name__
     idle = ["reward_transforms"] * bool(list(transforms)) + ["kl_reward"] * (kl_reward is not None)
     if idle and not advantage.reads_rewards:
@@ -107,4 +112,18 @@ def check_token_budget(token_budget: int, longest_prompt: int, max_new_tokens: i
         raise ConfigError(
             f"token_budget is {token_budget}, but a prompt of {longest_prompt} tokens with a response of up to "
             f"{max_new_tokens} takes {least} in a row: make it at least {least}"
+        )
+
+
+def _check_critic(advantage: AdvantageEstimator, *, has_critic: bool) -> None:
+    name = type(advantage).__name__
+    if advantage.needs_critic and not has_critic:
+        raise ConfigError(
+            f"advantage {name} needs the values of a critic, and this module has none: take PPOModule, or an advantage "
+            "without a critic (group, rloo, reinforce)"
+        )
+    if has_critic and not advantage.needs_critic:
+        raise ConfigError(
+            f"PPOModule trains a critic, but advantage {name} gives it no returns to learn from: take gae, or "
+            "GRPOModule, which has no critic"
         )
