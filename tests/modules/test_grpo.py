@@ -91,7 +91,7 @@ def test_adaptive_beta_is_kept_in_the_checkpoint(tmp_path):
     fitted.save_checkpoint(tmp_path / "c.ckpt", False)
     again = grpo(scorers=[EvenTokens()], kl_loss=KLTerm("k3", Adaptive(0.1, target=1e-6, horizon=10)))
     trainer(tmp_path, max_epochs=2).fit(again, datamodule=prompts(), ckpt_path=tmp_path / "c.ckpt", weights_only=True)
-    assert again.kl_loss.beta == module.kl_loss.beta != 0.1
+    assert again.kl.loss.beta == module.kl.loss.beta != 0.1
 
 
 def test_checkpoint_holds_no_frozen_model_and_loads_without_pickle(tmp_path):
