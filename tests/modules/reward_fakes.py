@@ -48,6 +48,9 @@ class FakeRewardData(LightningDataModule):
     def bind_tokenizer(self, tokenizer: Any, context_length: int | None = None) -> None:
         self.rendered = render_groups(Renderer(tokenizer), self.groups)
 
+    def describe(self) -> str:
+        return f"{len(self.groups)} groups in memory"
+
     def train_groups(self, start: int, count: int) -> list[RenderedGroup]:
         train = self.rendered[self.held_out :]
         return [train[position % len(train)] for position in range(start, start + count)]

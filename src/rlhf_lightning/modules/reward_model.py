@@ -105,6 +105,7 @@ class RewardModel(EdgeModule):
             self.is_process, correctness_weight, preference_weight, dict(task_weights or {}), average == "responses"
         )
         self.scalar: PreTrainedModel | None = None
+        self._of_data = ""
         self._gathered = RewardMetrics()
 
     @property
@@ -144,6 +145,7 @@ class RewardModel(EdgeModule):
         scalar_model(bare)
         self.tokenizer = self.backbone_source.tokenizer()
         data.bind_tokenizer(self.tokenizer, context_length=context)
+        self._of_data = data.describe()
         first = data.train_groups(0, self.batch_size)
         reward_updates([first], self.targets, token_budget=self.token_budget)
         if self.is_process and not any(map(_has_step_labels, first)):
@@ -153,11 +155,12 @@ class RewardModel(EdgeModule):
             )
 
     def describe(self) -> str:
-        """What an epoch is, before anything is loaded."""
-        return (
+        """What an epoch is, and what is known of the data after the preflight."""
+        own = (
             f"reward model, {self.supervision} supervision: {self._updates} updates of {self.batch_size} groups an "
             f"epoch, micro-batches of up to {self.token_budget} tokens"
         )
+        return "\n".join(filter(None, (own, self._of_data)))
 
     def configure_model(self) -> None:
         """Loads the backbone and puts the head on it."""
