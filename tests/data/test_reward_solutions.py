@@ -204,7 +204,7 @@ def test_a_bad_row_is_refused_with_its_place_or_skipped_and_counted(opened, case
 
 
 def test_nothing_but_bad_rows_is_refused_even_when_skipping(opened):
-    with pytest.raises(DataError, match=r"all 2 rows are malformed; the first: .*line 1"):
+    with pytest.raises(DataError, match=r"no group in 2 rows: 2 are malformed; the first: .*line 1"):
         opened([{}, {}], on_bad_row="skip")
 
 

@@ -33,7 +33,8 @@ def test_the_names_of_the_design_are_there():
     assert {"clip", "gspo", "cispo", "clip_cov", "kl_cov", "importance"} <= set(plugins("policy_loss"))
     assert {"fixed", "adaptive"} <= set(plugins("kl_controller"))
     assert {"in_process", "scripted", "dynamic"} <= set(plugins("sampler"))
-    assert {"demonstrations", "solutions"} <= set(plugins("reward_data"))
+    sources = {"demonstrations", "solutions", "preferences", "prm800k", "math_shepherd", "steps"}
+    assert sources <= set(plugins("reward_data"))
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in KINDS for name in plugins(kind)])

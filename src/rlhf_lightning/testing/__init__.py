@@ -13,6 +13,7 @@ from typing import Any
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.registry import KINDS, check_kind
 from rlhf_lightning.testing import advantage, others, policy_loss, reward_transform, sampler, value_loss
+from rlhf_lightning.testing import advantage, others, policy_loss, reward_data, reward_transform, sampler
 from rlhf_lightning.testing.report import Check, CheckResult, ContractError, Report, run_checks
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "check_model_source",
     "check_plugin",
     "check_policy_loss",
+    "check_reward_data",
     "check_reward_transform",
     "check_sampler",
     "check_scorer",
@@ -41,6 +43,7 @@ CONTRACTS: Mapping[str, Mapping[str, Check]] = {
     "policy_loss": policy_loss.CHECKS,
     "value_loss": value_loss.CHECKS,
     "sampler": sampler.CHECKS,
+    "reward_data": reward_data.CHECKS,
     **others.CHECKS,
 }
 """Checks by kind and name."""
@@ -118,6 +121,7 @@ check_scorer = _checker("scorer")
 check_task = _checker("task")
 check_model_source = _checker("model_source")
 check_metric = _checker("metric")
+check_reward_data = _checker("reward_data")
 
 
 def _base(cls: type, kind: str) -> CheckResult:

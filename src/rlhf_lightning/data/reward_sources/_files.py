@@ -69,8 +69,8 @@ class FileSource(RewardSource):
         self._rows: RowFile | None = None
 
     @abstractmethod
-    def parse(self, fields: Field) -> JudgedGroup:
-        """The group that a row is, or is part of.
+    def parse(self, fields: Field) -> JudgedGroup | None:
+        """The group that a row is, or is part of; None if it is sound, but holds nothing to learn from.
 
         Raises:
             DataError: If the row is malformed.
@@ -108,10 +108,13 @@ class FileSource(RewardSource):
 
     def _sound(self, rows: RowFile) -> Iterator[tuple[int, JudgedGroup, bool]]:
         """The rows that are not malformed, and whether a group begins there."""
-        first, last = "", None
+        first = ""
+        last: JudgedGroup | None = None
         for index in range(len(rows)):
             try:
                 parsed = self._parsed(rows, index)
+                if parsed is None:
+                    continue
                 begins = last is None or not self.continues(last, parsed)
             except DataError as error:
                 if self.on_bad_row != "skip":
@@ -123,8 +126,9 @@ class FileSource(RewardSource):
             yield index, parsed, begins
         if self.skipped:
             _log.warning("%d of %d rows are malformed and left out; the first: %s", self.skipped, len(rows), first)
-        if self.skipped == len(rows):
-            raise DataError(f"{self.path}: all {len(rows)} rows are malformed; the first: {first}")
+        if last is None:
+            why = f"{self.skipped} are malformed; the first: {first}" if first else "none holds anything to learn from"
+            raise DataError(f"{self.path}: no group in {len(rows)} rows: {why}")
 
     def _keep_questions(self, tallies: list[array[int]]) -> None:
         """Leaves only the chosen share of the questions, and sums up."""
@@ -146,7 +150,8 @@ class FileSource(RewardSource):
         rows = self._rows
         assert rows is not None, "open() comes first"
         parts = [self._parsed(rows, self._good[i]) for i in range(self._starts[index], self._ends[index])]
-        return replace(parts[0], responses=tuple(response for part in parts for response in part.responses))
+        groups = [part for part in parts if part is not None]
+        return replace(groups[0], responses=tuple(response for part in groups for response in part.responses))
 
     def question_key(self, index: int) -> int:
         """The question's number."""
@@ -156,9 +161,9 @@ class FileSource(RewardSource):
         """Responses, pairs and labelled steps."""
         return dict(self._counts)
 
-    def _parsed(self, rows: RowFile, index: int) -> JudgedGroup:
+    def _parsed(self, rows: RowFile, index: int) -> JudgedGroup | None:
         group = self.parse(Field.of(rows[index]))
-        if self.max_solutions is None or len(group.responses) <= self.max_solutions or group.pairs:
+        if group is None or self.max_solutions is None or group.pairs:
             return group
         return replace(group, responses=group.responses[: self.max_solutions])
 

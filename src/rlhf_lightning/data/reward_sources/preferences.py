@@ -1,0 +1,179 @@
+"""Pairs of a chosen and a rejected response: HH-RLHF, UltraFeedback-binarized, and plain rows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rlhf_lightning.data.reward_sources._fields import Field
+from rlhf_lightning.data.reward_sources._files import FileSource, row_id
+from rlhf_lightning.errors import ConfigError, DataError
+from rlhf_lightning.registry import check_choice, register
+from rlhf_lightning.reward_types import JudgedGroup, JudgedResponse, Pair
+from rlhf_lightning.types import Problem
+
+Turns = list[dict[str, str]]
+
+_SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant):")
+_ROLES = {"Human": "user", "Assistant": "assistant"}
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What a row compares.
+
+    Attributes:
+        problem: What was asked.
+        chosen: The better response.
+        rejected: The other.
+    """
+
+    problem: Problem
+    chosen: str
+    rejected: str
+
+
+def plain(fields: Field, chat: bool) -> Compared:
+    """``prompt`` (text or turns) or ``messages`` (turns), ``chosen`` and ``rejected`` (text, or turns).
+
+    Turns of ``chosen`` and ``rejected`` end with the assistant's that is compared; those before it, if any, are the
+    prompt, whatever else the row has, and must be the same in both.
+    """
+    ahead, chosen = _answer(fields["chosen"])
+    other, rejected = _answer(fields["rejected"])
+    if ahead != other:
+        fields["rejected"].refuse("the same turns as 'chosen', but for the last one")
+    prompt = fields.get("messages") or (None if ahead else fields["prompt"])
+    if ahead or prompt is None or isinstance(prompt.value, list):
+        turns = ahead or prompt.turns() if prompt else ahead
+        return Compared(_conversation(fields, turns, chat), chosen, rejected)
+    metadata = {"place": fields.row.place}
+    return Compared(Problem(row_id(fields.row), prompt.text(), metadata=metadata), chosen, rejected)
+
+
+def ultrafeedback(fields: Field, chat: bool) -> Compared:
+    """UltraFeedback-binarized: ``prompt_id``, and ``chosen`` and ``rejected`` as whole conversations.
+
+    Its ``prompt`` is the user's first turn, which the conversations hold too; its ``messages`` is ``chosen`` again.
+    Fields: https://huggingface.co/datasets/HuggingFaceH4/ultrafeedback_binarized.
+    """
+    (ahead, chosen), (other, rejected) = _answer(fields["chosen"]), _answer(fields["rejected"])
+    if not ahead:
+        fields["chosen"].refuse("a conversation of at least two turns")
+    if ahead != other:
+        fields["rejected"].refuse("the same turns as 'chosen', but for the last one")
+    return Compared(_conversation(fields, ahead, chat, fields["prompt_id"].text()), chosen, rejected)
+
+
+def hh(fields: Field, chat: bool) -> Compared:
+    r"""HH-RLHF: two whole dialogues, ``\n\nHuman: …\n\nAssistant: …``, the same but for the assistant's last words.
+
+    As plain text, the prompt goes up to the last ``Assistant:`` and the response is what follows, blank included. In a
+    chat, each is a turn, without the blanks around it. Fields: https://huggingface.co/datasets/Anthropic/hh-rlhf.
+    """
+    (turns, question, chosen), (others, _, rejected) = _dialogue(fields["chosen"]), _dialogue(fields["rejected"])
+    if turns != others:
+        fields["rejected"].refuse("the same dialogue as 'chosen', but for the assistant's last words")
+    if chat:
+        return Compared(_conversation(fields, turns, chat), chosen.strip(), rejected.strip())
+    metadata = {"place": fields.row.place, "messages": turns}
+    return Compared(Problem(row_id(fields.row), question, metadata=metadata), chosen, rejected)
+
+
+PRESETS: dict[str, Callable[[Field, bool], Compared]] = {"plain": plain, "hh": hh, "ultrafeedback": ultrafeedback}
+"""How rows are read, by data set."""
+
+
+@register("reward_data", "preferences")
+class Preferences(FileSource):
+    """Preference pairs, one a row.
+
+    Args:
+        path: A file, a folder of files, a pattern (``part-*.parquet``), or a list of those.
+        preset: Format of the rows: ``plain``, ``hh`` or ``ultrafeedback``.
+        label: What the groups count as; ``preferences`` when not given.
+        margin_field: Field of the margin by which the chosen response must win, from 0 on. When not given: ``margin``
+            in rows that have it.
+        score_margin: The margin instead: so many times ``score_chosen − score_rejected``. 0 is no such margin.
+        on_bad_row: ``error`` or ``skip``, as :class:`FileSource`.
+        prompt_fraction: Share of the questions to use, as :class:`FileSource`.
+        seed: Of that share.
+
+    Raises:
+        ConfigError: If a value is out of range, or there would be two margins.
+    """
+
+    name = "preferences"
+
+    def __init__(
+        self,
+        path: str | list[str],
+        preset: str = "plain",
+        label: str | None = None,
+        margin_field: str | None = None,
+        score_margin: float = 0.0,
+        on_bad_row: str = "error",
+        prompt_fraction: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(path, label, on_bad_row, None, prompt_fraction, seed)
+        check_choice(preset, PRESETS, f"reward data {self.name}: preset")
+        if score_margin < 0:
+            raise ConfigError(f"reward data {self.name}: score_margin must be at least 0, got {score_margin}")
+        if score_margin and margin_field is not None:
+            raise ConfigError(f"reward data {self.name}: give margin_field or score_margin, not both")
+        self.preset, self.margin_field, self.score_margin = preset, margin_field, score_margin
+
+    def parse(self, fields: Field) -> JudgedGroup:
+        """One pair: the chosen response first."""
+        compared = PRESETS[self.preset](fields, self.chat)
+        if compared.chosen == compared.rejected:
+            fields["rejected"].refuse("another response than 'chosen'")
+        pair = Pair(0, 1, self._margin(fields))
+        responses = (JudgedResponse(compared.chosen), JudgedResponse(compared.rejected))
+        return JudgedGroup(compared.problem, self.label, responses, (pair,))
+
+    def _margin(self, fields: Field) -> float:
+        if self.score_margin:
+            better, worse = fields["score_chosen"].number(), fields["score_rejected"].number()
+            if better < worse:
+                fields["score_chosen"].refuse(f"at least score_rejected ({worse})")
+            return self.score_margin * (better - worse)
+        field = fields.get("margin") if self.margin_field is None else fields[self.margin_field]
+        if field is None:
+            return 0.0
+        margin = field.number("a number from 0 on")
+        return margin if margin >= 0 else field.refuse("a number from 0 on")
+
+
+def _answer(field: Field) -> tuple[Turns, str]:
+    """The turns before the answer, and the answer."""
+    if not isinstance(field.value, list):
+        return [], field.text()
+    *before, last = field.turns()
+    if last["role"] != "assistant":
+        field.refuse("turns of which the last is the assistant's")
+    return before, last["content"]
+
+
+def _conversation(fields: Field, turns: Turns, chat: bool, id: str | None = None) -> Problem:
+    alone = len(turns) == 1 and turns[0]["role"] == "user"
+    if not chat and not alone:
+        raise DataError(
+            f"{fields.row.place}: the prompt is a conversation of {len(turns)} turns, but plain prompts are one text; "
+            "set data's chat: true"
+        )
+    question = next((turn["content"] for turn in reversed(turns) if turn["role"] == "user"), "")
+    return Problem(id or row_id(fields.row), question, metadata={"place": fields.row.place, "messages": turns})
+
+
+def _dialogue(field: Field) -> tuple[Turns, str, str]:
+    """The turns of the prompt, its text, and the assistant's last words as they stand."""
+    text = field.text()
+    begins, *parts = _SPEAKER.split(text)
+    speakers, said = parts[::2], parts[1::2]
+    if begins.strip() or len(speakers) < 2 or speakers[0] != "Human" or speakers[-1] != "Assistant":
+        field.refuse(r"a dialogue '\n\nHuman: …\n\nAssistant: …' that the assistant ends")
+    turns = [{"role": _ROLES[s], "content": words.strip()} for s, words in zip(speakers[:-1], said[:-1], strict=True)]
+    return turns, text[: len(text) - len(said[-1])], said[-1]
