@@ -12,8 +12,7 @@ from typing import Any
 
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.registry import KINDS, check_kind
-from rlhf_lightning.testing import advantage, others, policy_loss, reward_transform, sampler, value_loss
-from rlhf_lightning.testing import advantage, others, policy_loss, reward_data, reward_transform, sampler
+from rlhf_lightning.testing import advantage, others, policy_loss, reward_data, reward_transform, sampler, value_loss
 from rlhf_lightning.testing.report import Check, CheckResult, ContractError, Report, run_checks
 
 __all__ = [
