@@ -15,11 +15,24 @@ def step_ends(text: str, delimiter: str = "\n") -> tuple[int, ...]:
     Raises:
         ValueError: If the delimiter is empty.
     """
+    return tuple(end for _, end in _spans(text, delimiter))
+
+
+def step_starts(text: str, delimiter: str = "\n") -> tuple[int, ...]:
+    """Where each step begins: behind the delimiter before it; ``"22+12⏎=34"`` gives ``(0, 6)``.
+
+    Raises:
+        ValueError: If the delimiter is empty.
+    """
+    return tuple(start for start, _ in _spans(text, delimiter))
+
+
+def _spans(text: str, delimiter: str) -> list[tuple[int, int]]:
     if not delimiter:
         raise ValueError("the delimiter between steps must not be empty")
-    ends, start = [], 0
+    spans, start = [], 0
     for part in text.split(delimiter):
         if part.strip():
-            ends.append(start + len(part.rstrip()))
+            spans.append((start, start + len(part.rstrip())))
         start += len(part) + len(delimiter)
-    return tuple(ends)
+    return spans

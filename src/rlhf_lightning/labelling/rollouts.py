@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,12 +33,12 @@ class Responder:
     verifier: Scorer
     label: str | None = None
 
-    @property
+    @cached_property
     def name(self) -> str:
         """What the policy is called in files."""
         return self.label or self.policy.identity()
 
-    @property
+    @cached_property
     def context(self) -> int:
         """Most tokens of prompt and response together."""
         return int(self.policy.config().get_text_config().max_position_embeddings)
