@@ -47,8 +47,9 @@ class RewardJudge:
         try:
             self.folder = RewardModelFolder(path, dtype)
         except ModelSourceError as error:
-            how = "" if "rlhf fit" in str(error) else f". {HOW_TO_TRAIN}"
-            raise ModelSourceError(f"{error}{how}") from error
+            said = str(error)
+            how = "" if "rlhf fit" in said else f"{'' if said.endswith('?') else '.'} {HOW_TO_TRAIN}"
+            raise ModelSourceError(said + how) from error
         self.token_budget = token_budget
         self._model: PreTrainedModel | None = None
 
