@@ -90,6 +90,14 @@ def test_a_real_model_scores_as_in_process(tmp_path, make_reward_model):
     assert len(content["scores"][1]["steps"]) == 2
 
 
+def test_turns_for_a_model_that_reads_no_chat_are_no_question(tmp_path, make_reward_model):
+    judge = RewardJudge(str(make_reward_model(tmp_path / "rm")))
+    with serving(judge.score) as server:
+        body = items(("", "2"), messages=[{"role": "user", "content": "1+1="}])
+        status, _, content = ask(server, body=body)
+    assert (status, content["scores"]) == (200, [{"final": None, "steps": []}])
+
+
 def test_groups_share_a_question_and_keep_turns_and_endings():
     seen = []
 

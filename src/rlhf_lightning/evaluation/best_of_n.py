@@ -58,7 +58,8 @@ class BestOfN:
     Scores are kept in ``out``: what has been scored is not scored again.
 
     Args:
-        pools: Generators by name, each with a file of ``rlhf sample --split held_out --samples 64 --temperature 0.9``.
+        pools: Generators by name, each with a file of ``rlhf sample --split=held_out --samples=64`` (the paper samples
+            at temperature 0.9).
         reward_models: Reward model folders by name; none draws the baselines alone.
         aggregations: How step scores become one, for process models: ``last``, ``min``, ``product``, ``mean``.
         n: Sizes of the subsets; powers of two up to the pool's size when not given.
@@ -181,7 +182,7 @@ class BestOfN:
         if too_large:
             raise ConfigError(
                 f"n: {too_large[0]} is more than the {pool.size} samples a prompt of pool {name!r} ({path}); "
-                f"choose at most {pool.size}, or draw more with rlhf sample --samples {too_large[0]}"
+                f"choose at most {pool.size}, or draw more with rlhf sample --samples={too_large[0]}"
             )
         return pool
 

@@ -112,7 +112,7 @@ def _correct(row: Row) -> float:
     if value is None:
         raise DataError(
             f"{row.place}: no 'correct', so nothing says which samples are right. Make the pool with: "
-            "rlhf sample --split held_out --samples 64 --temperature 0.9, whose task verifies its samples"
+            "rlhf sample --split=held_out --samples=64, whose task verifies its samples"
         )
     raise DataError(f"{row.place}: 'correct' must be a finite number, got {value!r}")
 

@@ -12,16 +12,14 @@ def print_curves(table: pd.DataFrame, console: Console) -> None:
     """One table a generator: a line a row, an N a column, accuracies in percent, with the last N's 95 % interval."""
     for generator, own in table.groupby("generator", sort=False):
         first = own.iloc[0]
-        title = (
-            f"{generator}: accuracy in % of the best of N ({first['prompts']} prompts, {first['pool']} samples each)"
-        )
-        console.print(_curves(own, title))
+        title = f"\n{generator}: accuracy of the best of N in %, {first['prompts']} prompts of {first['pool']} samples"
+        console.print(title, style="bold", markup=False, highlight=False, soft_wrap=True)
+        console.print(_curves(own))
 
 
-def _curves(own: pd.DataFrame, title: str) -> Table:
+def _curves(own: pd.DataFrame) -> Table:
     sizes = sorted(own["n"].unique())
-    drawn = Table(title=title, title_justify="left", title_style="bold", header_style="dim", box=SIMPLE_HEAD)
-    drawn.padding = (0, 1, 0, 0)
+    drawn = Table(header_style="dim", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     drawn.add_column("chosen by", no_wrap=True)
     for n in sizes:
         drawn.add_column(str(n), justify="right", no_wrap=True)

@@ -47,8 +47,9 @@ class RewardJudge:
         try:
             self.folder = RewardModelFolder(path, dtype)
         except ModelSourceError as error:
-            how = "" if "rlhf fit" in str(error) else f". {HOW_TO_TRAIN}"
-            raise ModelSourceError(f"{error}{how}") from error
+            said = str(error)
+            how = "" if "rlhf fit" in said else f"{'' if said.endswith('?') else '.'} {HOW_TO_TRAIN}"
+            raise ModelSourceError(said + how) from error
         self.token_budget = token_budget
         self._model: PreTrainedModel | None = None
 
@@ -107,8 +108,8 @@ class RewardJudge:
     ) -> list[list[ResponseScore | None]]:
         """Scores of each group's responses; None where there is nothing to score.
 
-        That is so for a response that is longer than the model's context, or empty without having ended. Responses of
-        one group that are the same are scored once.
+        That is so for a response that is longer than the model's context, or empty without having ended, and for a
+        question without a token. Responses of one group that are the same are scored once.
 
         Args:
             groups: Problems and responses; the steps are cut here, by the model's own delimiter.
@@ -150,7 +151,8 @@ class RewardJudge:
         return tuple(Step(end) for end in step_ends(text, self.folder.card.delimiter)) if self.process else ()
 
     def _that_fit(self, group: RenderedGroup) -> RenderedGroup:
-        fit = [i for i, tokens in enumerate(group.responses) if len(group.prompt) + len(tokens) <= self.context]
+        room = self.context - len(group.prompt) if group.prompt else 0
+        fit = [i for i, tokens in enumerate(group.responses) if len(tokens) <= room]
         responses = tuple(group.group.responses[i] for i in fit)
         return RenderedGroup(
             replace(group.group, responses=responses),
