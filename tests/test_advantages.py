@@ -5,7 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from reference import advantages as slow
 from rlhf_lightning.advantages import (
+    GAE,
     OPO,
     RLOO,
     Group,
@@ -149,3 +151,58 @@ def test_gamma_out_of_range():
 def test_negative_eps():
     with pytest.raises(ConfigError, match="advantage process: eps must not be negative, got -1"):
         Process(eps=-1)
+
+
+REWARDS = [[0.1, -0.2, 0.0, 1.0], [0.5, 2.0], [-1.0]]
+VALUES = [[0.3, 0.1, -0.4, 0.8], [1.0, 0.2], [0.7]]
+
+
+def with_values(rewards: list[list[float]], values: list[list[float]]) -> TokenRewards:
+    rows = [[row + [9.0] * (4 - len(row)) for row in table] for table in (rewards, values)]
+    mask = torch.tensor([[t < len(row) for t in range(4)] for row in rewards])
+    return TokenRewards(torch.tensor(rows[0]) * mask, mask, group_size=1, baseline=torch.tensor(rows[1]) * mask)
+
+
+@pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.95), (0.9, 0.5), (1.0, 1.0), (1.0, 0.0)])
+def test_gae_is_the_slow_loop(gamma, lam):
+    given = with_values(REWARDS, VALUES)
+    found = GAE(gamma, lam, whiten=False)(given)
+    for row, (rewards, values) in enumerate(zip(REWARDS, VALUES, strict=True)):
+        expected = slow.gae(rewards, values, gamma, lam)
+        assert found.values[row, : len(rewards)].tolist() == pytest.approx(expected, abs=1e-6)
+        targets = [a + v for a, v in zip(expected, values, strict=True)]
+        assert found.returns[row, : len(rewards)].tolist() == pytest.approx(targets, abs=1e-6)
+        assert torch.count_nonzero(found.values[row, len(rewards) :]) == 0
+
+
+def test_gae_whitens_last_and_leaves_the_returns_alone():
+    given = with_values(REWARDS, VALUES)
+    plain, whitened = GAE(whiten=False)(given), GAE()(given)
+    flat = plain.values[given.mask]
+    by_hand = (flat - flat.mean()) / flat.std(correction=0)
+    torch.testing.assert_close(whitened.values[given.mask], by_hand, atol=1e-5, rtol=0)
+    assert torch.equal(whitened.returns, plain.returns)
+
+
+def test_gae_of_a_critic_of_zeros_is_reinforce(rewards):
+    blind = TokenRewards(rewards.values, rewards.mask, 3, baseline=torch.zeros(3, 3))
+    assert torch.equal(GAE(lam=1.0, whiten=False)(blind).values, Reinforce()(rewards).values)
+
+
+def test_gae_of_a_perfect_critic_is_nothing():
+    """Values that are the returns leave no surprise; the targets are the values."""
+    given = with_values(REWARDS, [[slow.discounted_return(row, t, 1.0) for t in range(len(row))] for row in REWARDS])
+    found = GAE(lam=0.9, whiten=False)(given)
+    torch.testing.assert_close(found.values, torch.zeros(3, 4), atol=1e-6, rtol=0)
+    torch.testing.assert_close(found.returns, given.baseline)
+
+
+@pytest.mark.parametrize(("settings", "word"), [({"gamma": 1.1}, "gamma"), ({"lam": -0.1}, "lam")])
+def test_gae_out_of_range(settings, word):
+    with pytest.raises(ConfigError, match=f"{word} must be in"):
+        GAE(**settings)
+
+
+def test_gae_without_values():
+    with pytest.raises(ConfigError, match="no critic values; it is for PPOModule"):
+        GAE()(TokenRewards(torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool), 1))

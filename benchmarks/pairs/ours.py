@@ -9,11 +9,11 @@ from typing import Any
 
 from lightning import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from rlhf_lightning.modules.reward_model import RewardModel
 from step.clock import Clock
 
 from pairs.data import LEARNING_RATE, PAIRS, pairs
 from rlhf_lightning.models import Folder
+from rlhf_lightning.modules.reward_model import RewardModel
 from rlhf_lightning.reward_types import JudgedGroup, JudgedResponse, Pair, RenderedGroup
 from rlhf_lightning.types import Problem
 

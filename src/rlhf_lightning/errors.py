@@ -29,6 +29,10 @@ class RemoteError(RLHFError):
     """A server that does not answer, or not with what was asked: the message names it, the attempts and the cause."""
 
 
+class NonFiniteError(RLHFError):
+    """Too many updates in a row whose loss or gradient was not finite."""
+
+
 class UnknownPluginError(ConfigError):
     """No plug-in of that name."""
 

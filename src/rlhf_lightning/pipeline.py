@@ -83,7 +83,7 @@ class Pipeline:
         rewards, logged = transform(self.transforms, raw_rewards(rollout, scores))
         token_rewards = place_on_tokens(rewards, rollout, old, ref, self.kl_reward, values)
         advantages = self.advantage(replace(token_rewards, steps=scores.steps, prompt_baseline=self._baseline(rollout)))
-        experience = Experience(rollout, scores, rewards.values, advantages, old, ref, logged)
+        experience = Experience(rollout, scores, rewards.values, advantages, old, ref, logged, values)
         return replace(experience, metrics={**logged, **refilled, **self._measure(experience)})
 
     def _score(self, rollout: Rollout) -> Scores:

@@ -78,6 +78,8 @@ class AdvantageEstimator(ABC):
     needs_prompt_baseline: bool = False
     #: Whether it looks at the responses' rewards; else only at ``TokenRewards.steps``.
     reads_rewards: bool = True
+    #: Whether it reads critic values (``TokenRewards.baseline``) and gives the critic's targets.
+    needs_critic: bool = False
 
     @abstractmethod
     def __call__(self, rewards: TokenRewards) -> Advantages:
@@ -109,6 +111,19 @@ class PolicyLoss(ABC):
             (n, T) bool, which comes back as ``UpdateBatch.marks``, or None.
         """
         return None
+
+
+class ValueLoss(ABC):
+    """The critic's objective."""
+
+    @abstractmethod
+    def __call__(self, new: Tensor, batch: UpdateBatch) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Returns the (b, T) per-token loss and (b, T) per-token diagnostics by name (averaged over tokens for logs).
+
+        Args:
+            new: (b, T) values under the critic being trained, with gradient.
+            batch: The micro-batch; its ``old_values`` and ``returns`` are there.
+        """
 
 
 class KLController(ABC):

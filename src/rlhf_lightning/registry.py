@@ -26,6 +26,7 @@ KINDS: dict[str, type] = {
     "reward_transform": protocols.RewardTransform,
     "advantage": protocols.AdvantageEstimator,
     "policy_loss": protocols.PolicyLoss,
+    "value_loss": protocols.ValueLoss,
     "kl_controller": protocols.KLController,
     "task": protocols.Task,
     "model_source": protocols.ModelSource,

@@ -12,6 +12,7 @@ from rlhf_lightning.functional import (
     kl_k1,
     kl_k3,
     masked_mean,
+    masked_var,
 )
 from rlhf_lightning.types import Experience
 
@@ -29,6 +30,7 @@ def of_experience(experience: Experience) -> dict[str, float]:
         **of_advantages(experience),
         **of_kl(experience),
         **of_sampler(experience),
+        **of_values(experience),
     }
 
 
@@ -38,6 +40,7 @@ def of_scores(experience: Experience) -> dict[str, float]:
     return {
         **{f"score/{name}": float(part.mean()) for name, part in scores.parts.items()},
         "score/failed": float(scores.failed.float().mean()),
+        "score/nonfinite": float((~scores.values.isfinite()).float().mean()),
         "reward/dead_groups": float(equal_groups(scores.values, group_size=size).float().mean()),
     }
 
@@ -59,6 +62,22 @@ def of_advantages(experience: Experience) -> dict[str, float]:
     return {
         "advantage/mean": float(masked_mean(values, mask)),
         "advantage/abs_mean": float(masked_mean(values.abs(), mask)),
+    }
+
+
+def of_values(experience: Experience) -> dict[str, float]:
+    """How well the critic foresaw its targets: ``1 − var(R − V) / var(R)`` over tokens, 0 where the targets are equal.
+
+    1 is perfect, 0 no better than a constant, below 0 worse than one. The targets hold V itself when lambda is below 1.
+    """
+    values, returns, mask = experience.values, experience.advantages.returns, experience.rollout.mask
+    if values is None or returns is None:
+        return {}
+    spread, left = masked_var(returns, mask), masked_var(returns - values, mask)
+    return {
+        "value/mean": float(masked_mean(values, mask)),
+        "value/return_mean": float(masked_mean(returns, mask)),
+        "value/explained_variance": float(1 - left / spread) if spread > 0 else 0.0,
     }
 
 

@@ -202,6 +202,7 @@ class Experience:
         old_logprobs: (B, T) log-probs under the policy that sampled, at the sampling temperature.
         ref_logprobs: (B, T) log-probs under the frozen reference at the same temperature, or None when no KL term asks.
         metrics: Means worth logging, by name.
+        values: (B, T) critic values before each token, or None without a critic.
     """
 
     rollout: Rollout
@@ -211,6 +212,7 @@ class Experience:
     old_logprobs: Tensor
     ref_logprobs: Tensor | None
     metrics: Mapping[str, float]
+    values: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -264,6 +266,7 @@ class UpdateBatch:
         micro_batches: Number k of micro-batches in this update.
         sampler_logprobs: (b, T) the sampler's own log-probs, with the support it used; None is as ``old_logprobs``.
         marks: (b, T) tokens that the policy loss picked out of the whole update; None when it picks none.
+        old_values, returns: (b, T) critic values when the rollout was made, and its targets; None without a critic.
     """
 
     packed: PackedSequences
@@ -276,6 +279,8 @@ class UpdateBatch:
     micro_batches: int
     sampler_logprobs: Tensor | None = None
     marks: Tensor | None = None
+    old_values: Tensor | None = None
+    returns: Tensor | None = None
 
     @property
     def tokens(self) -> int:

@@ -4,27 +4,14 @@ import dataclasses
 
 import pytest
 import torch
-from conftest_modules import grpo, prompts, trainer
+from conftest_modules import EvenTokens, grpo, prompts, trainer
 
 from rlhf_lightning.advantages import Reinforce
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.kl import Adaptive, Fixed, KLTerm
 from rlhf_lightning.models import EmbeddedArithmetic, LoRA
-from rlhf_lightning.protocols import Scorer
 from rlhf_lightning.samplers import InProcessSampler
 from rlhf_lightning.transforms import AsymmetricShrink, Clip, GroupNormalize
-from rlhf_lightning.types import Scores
-
-
-class EvenTokens(Scorer):
-    """Share of even token ids: a reward that any policy can raise."""
-
-    name = "even"
-
-    def __call__(self, rollout):
-        even = ((rollout.tokens % 2 == 0) & rollout.mask).sum(1) / rollout.lengths
-        return Scores(even, {"even": even}, torch.zeros(len(even), dtype=torch.bool))
-
 
 FAST = {
     "prompts_per_rollout": 16,

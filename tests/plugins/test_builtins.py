@@ -8,7 +8,7 @@ from rlhf_lightning.plugins import BUILTIN_PACKAGES, load_builtins
 from rlhf_lightning.registry import KINDS, plugins, resolve
 from rlhf_lightning.testing import check_plugin
 
-PURE_KINDS = ("advantage", "reward_transform", "policy_loss", "kl_controller")
+PURE_KINDS = ("advantage", "reward_transform", "policy_loss", "value_loss", "kl_controller")
 ARGUMENTS = {"soft_overlong": {"max_length": 5, "buffer": 2}}
 """For those that cannot be made without."""
 
@@ -25,8 +25,9 @@ def test_every_file_of_the_built_in_packages_is_imported():
 
 
 def test_the_names_of_the_design_are_there():
-    wanted = {"group", "group_center", "rloo", "reinforce", "remax", "opo", "process"}
+    wanted = {"gae", "group", "group_center", "rloo", "reinforce", "remax", "opo", "process"}
     assert wanted | {"reinforce_plus_plus", "reinforce_plus_plus_baseline"} <= set(plugins("advantage"))
+    assert set(plugins("value_loss")) == {"clipped"}
     wanted = {"clip", "group_normalize", "asymmetric_shrink", "whiten", "length_penalty", "missing_eos_penalty"}
     assert wanted | {"soft_overlong"} <= set(plugins("reward_transform"))
     assert {"clip", "gspo", "cispo", "clip_cov", "kl_cov", "importance"} <= set(plugins("policy_loss"))

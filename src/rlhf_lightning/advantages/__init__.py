@@ -1,5 +1,6 @@
 """Advantage estimators: from token rewards to what the policy loss multiplies the ratio with."""
 
+from rlhf_lightning.advantages.gae import GAE
 from rlhf_lightning.advantages.group import RLOO, Group, GroupCenter
 from rlhf_lightning.advantages.opo import OPO
 from rlhf_lightning.advantages.process import Process
@@ -8,6 +9,7 @@ from rlhf_lightning.advantages.reinforce_plus_plus import ReinforcePlusPlus, Rei
 from rlhf_lightning.advantages.remax import ReMax
 
 __all__ = [
+    "GAE",
     "OPO",
     "RLOO",
     "Group",

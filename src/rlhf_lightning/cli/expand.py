@@ -35,6 +35,7 @@ PLUGIN_KEYS: Mapping[str, str] = {
     "reward_transforms": "reward_transform",
     "advantage": "advantage",
     "policy_loss": "policy_loss",
+    "value_loss": "value_loss",
     "controller": "kl_controller",
     "task": "task",
     "metrics": "metric",

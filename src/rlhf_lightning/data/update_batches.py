@@ -17,7 +17,13 @@ from rlhf_lightning.functional.aggregate import aggregation_weights
 from rlhf_lightning.functional.packing import GroupPiece
 from rlhf_lightning.models.rollout_packs import pack_pieces, split_rollout
 from rlhf_lightning.registry import check_choice
-from rlhf_lightning.types import Experience, UpdateBatch
+from rlhf_lightning.types import Experience, Rollout, UpdateBatch
+
+COUNTED: dict[str, Callable[[Rollout], Tensor]] = {
+    "keep": lambda rollout: rollout.mask,
+    "mask": lambda rollout: rollout.mask & rollout.finished[:, None],
+}
+"""(B, T) tokens that count in the losses, by what becomes of responses that were cut off."""
 
 Mark = Callable[[Tensor, Tensor, Tensor, int], Tensor | None]
 
@@ -32,6 +38,7 @@ def updates_of(
     denominators: Sequence[float] | None = None,
     micro_batches: int | None = None,
     mark: Mark | None = None,
+    counted: Tensor | None = None,
 ) -> list[list[UpdateBatch]]:
     """Splits a rollout's groups over updates and packs each into the same number k of micro-batches.
 
@@ -46,6 +53,7 @@ def updates_of(
         denominators: Per update, what ``update_denominators`` gave, summed over ranks; this process's own otherwise.
         micro_batches: k; the smallest number that fits every update when not given.
         mark: Picks tokens of a whole update, from (n, T) old log-probs, advantages, mask, and the update's number.
+        counted: (B, T) tokens that count in the losses; all response tokens when not given.
 
     Returns:
         U lists of k micro-batches.
@@ -55,9 +63,12 @@ def updates_of(
     """
     groups = groups_of_updates(len(experience.rollout.prompts), updates, order)
     if denominators is None:
-        denominators = update_denominators(experience, updates=updates, aggregation=aggregation, order=order)
+        denominators = update_denominators(
+            experience, updates=updates, aggregation=aggregation, order=order, counted=counted
+        )
     k = micro_batches or micro_batches_needed(experience, updates=updates, token_budget=token_budget, order=order)
-    old, advantages, mask = experience.old_logprobs, experience.advantages.values, experience.rollout.mask
+    old, advantages = experience.old_logprobs, experience.advantages.values
+    mask = experience.rollout.mask if counted is None else counted
     batches = []
     for number, members in enumerate(groups):
         bins = split_rollout(experience.rollout, members, token_budget=token_budget, n_bins=k)
@@ -71,7 +82,12 @@ def updates_of(
 
 
 def update_denominators(
-    experience: Experience, *, updates: int, aggregation: str, order: Sequence[int] | None = None
+    experience: Experience,
+    *,
+    updates: int,
+    aggregation: str,
+    order: Sequence[int] | None = None,
+    counted: Tensor | None = None,
 ) -> list[float]:
     """What each update's aggregation divides by, on this process; the sum over ranks is the whole update's.
 
@@ -85,7 +101,8 @@ def update_denominators(
     groups = groups_of_updates(len(experience.rollout.prompts), updates, order)
     longest = experience.rollout.params.max_new_tokens
     count = _DENOMINATORS[aggregation]
-    return [count(experience.rollout.mask[_rows(experience, members)], longest) for members in groups]
+    mask = experience.rollout.mask if counted is None else counted
+    return [count(mask[_rows(experience, members)], longest) for members in groups]
 
 
 def micro_batches_needed(
@@ -135,15 +152,21 @@ def _batch(experience: Experience, pieces: Sequence[GroupPiece], update: _Update
     return UpdateBatch(
         packed=packed,
         old_logprobs=experience.old_logprobs[rows],
-        ref_logprobs=None if experience.ref_logprobs is None else experience.ref_logprobs[rows],
+        ref_logprobs=_of_rows(experience.ref_logprobs, rows),
         advantages=experience.advantages.values[rows],
         weights=update.weights[own],
         temperature=experience.rollout.params.temperature,
         update=update.number,
         micro_batches=update.micro_batches,
         sampler_logprobs=experience.rollout.logprobs[rows],
-        marks=None if update.marks is None else update.marks[own],
+        marks=_of_rows(update.marks, own),
+        old_values=_of_rows(experience.values, rows),
+        returns=_of_rows(experience.advantages.returns, rows),
     )
+
+
+def _of_rows(values: Tensor | None, rows: Tensor) -> Tensor | None:
+    return None if values is None else values[rows]
 
 
 def _rows(experience: Experience, groups: Sequence[int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Policy losses: the surrogate objective, a token at a time."""
+"""Losses a token at a time: the policy's surrogate objective, and the critic's."""
 
 from rlhf_lightning.losses.cispo import CISPO
 from rlhf_lightning.losses.clip import Clip
@@ -6,5 +6,6 @@ from rlhf_lightning.losses.clip_cov import ClipCov
 from rlhf_lightning.losses.gspo import GSPO
 from rlhf_lightning.losses.importance import Importance
 from rlhf_lightning.losses.kl_cov import KLCov
+from rlhf_lightning.losses.value import ClippedValue
 
-__all__ = ["CISPO", "GSPO", "Clip", "ClipCov", "Importance", "KLCov"]
+__all__ = ["CISPO", "GSPO", "Clip", "ClipCov", "ClippedValue", "Importance", "KLCov"]

@@ -101,11 +101,31 @@ def packed_logprobs(
         ConfigError: If the architecture cannot run packed.
     """
     hidden = packed_hidden_states(model, packed)
+    return head_logprobs(  # type: ignore[call-overload,no-any-return]
+        model,
+        hidden,
+        packed.targets,
+        temperature=temperature,
+        chunk_size=chunk_size,
+        return_entropy=return_entropy,
+    )
+
+
+def head_logprobs(
+    model: PreTrainedModel,
+    hidden: Tensor,
+    targets: Tensor,
+    *,
+    temperature: float = 1.0,
+    chunk_size: int = 1024,
+    return_entropy: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The second half of :func:`packed_logprobs`: (R, H) hidden states of the targets through the LM head."""
     head = output_head(model)
     return chunked_token_logprobs(  # type: ignore[call-overload,no-any-return]
         hidden,
         head.weight,
-        packed.targets,
+        targets,
         chunk_size=chunk_size,
         temperature=temperature,
         return_entropy=return_entropy,

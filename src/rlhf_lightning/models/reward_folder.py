@@ -13,6 +13,8 @@ import torch
 from rlhf_lightning.errors import ModelSourceError
 from rlhf_lightning.models.scalar import scalar_head
 from rlhf_lightning.models.sources import DType, Folder
+from rlhf_lightning.protocols import ModelSource
+from rlhf_lightning.registry import register
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -51,6 +53,7 @@ def save_reward_model(
     (folder / CARD_FILE).write_text(text + "\n", encoding="utf-8")
 
 
+@register("model_source", "reward-model")
 class RewardModelFolder(Folder):
     """A folder that :func:`save_reward_model` wrote, or any sequence classifier of one label.
 
@@ -66,7 +69,7 @@ class RewardModelFolder(Folder):
     def __init__(self, path: str, dtype: DType = "float32", trust_remote_code: bool = False) -> None:
         super().__init__(path, dtype, trust_remote_code)
         self.card = self._read_card()
-        if not self._has_head():
+        if not _has_head(self.path):
             raise ModelSourceError(
                 f"{self.path} holds no reward model: its weights have no scalar head ('score.weight'). "
                 "Train one with: rlhf fit --config tiny/orm.yaml"
@@ -110,10 +113,16 @@ class RewardModelFolder(Folder):
             raise ModelSourceError(f"{file}: unknown key {unknown[0]!r}. Known: {', '.join(sorted(known))}")
         return RewardCard(**given | {"tasks": tuple(given.get("tasks", ()))})
 
-    def _has_head(self) -> bool:
 
-        files = sorted(self.path.glob("*.safetensors"))
-        return any("score.weight" in _names(file) for file in files)
+def with_head(source: ModelSource) -> ModelSource:
+    """A plain folder that holds a reward model is read as one, so that its head is kept; other sources as they are."""
+    if isinstance(source, Folder) and not isinstance(source, RewardModelFolder) and _has_head(source.path):
+        return RewardModelFolder(str(source.path), source.dtype, source.trust_remote_code)
+    return source
+
+
+def _has_head(folder: Path) -> bool:
+    return any("score.weight" in _names(file) for file in sorted(folder.glob("*.safetensors")))
 
 
 def _names(file: Path) -> list[str]:

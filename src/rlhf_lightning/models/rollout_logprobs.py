@@ -1,7 +1,8 @@
-"""Log-probs of a whole rollout under a model, without gradient and without padding."""
+"""Numbers of a whole rollout's tokens under a model (log-probs, values), without gradient and without padding."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,13 +10,12 @@ from torch import Tensor
 
 from rlhf_lightning.models.packed import packed_logprobs
 from rlhf_lightning.models.rollout_packs import pack_pieces, split_rollout
-from rlhf_lightning.types import Rollout
+from rlhf_lightning.types import PackedSequences, Rollout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-@torch.no_grad()
 def rollout_logprobs(model: PreTrainedModel, rollout: Rollout, *, token_budget: int, chunk_size: int) -> Tensor:
     """(B, T) log-probs of the responses at the sampling temperature, 0 off the mask.
 
@@ -28,9 +28,30 @@ def rollout_logprobs(model: PreTrainedModel, rollout: Rollout, *, token_budget: 
     Raises:
         ConfigError: If a prompt with its response exceeds the budget.
     """
-    logprobs = torch.zeros(rollout.mask.shape, dtype=torch.float32, device=rollout.tokens.device)
+
+    def logprobs(packed: PackedSequences) -> Tensor:
+        return packed_logprobs(model, packed, temperature=rollout.params.temperature, chunk_size=chunk_size)
+
+    return over_rollout(logprobs, rollout, token_budget=token_budget)
+
+
+@torch.no_grad()
+def over_rollout(of_row: Callable[[PackedSequences], Tensor], rollout: Rollout, *, token_budget: int) -> Tensor:
+    """Lays a rollout out in packed rows and gathers what a function says of each.
+
+    Args:
+        of_row: Gives (R,) numbers, one a response token of a row.
+        rollout: The responses.
+        token_budget: Most row tokens of one call.
+
+    Returns:
+        (B, T) in float32, 0 off the mask.
+
+    Raises:
+        ConfigError: If a prompt with its response exceeds the budget.
+    """
+    numbers = torch.zeros(rollout.mask.shape, dtype=torch.float32, device=rollout.tokens.device)
     for pieces in split_rollout(rollout, range(len(rollout.prompts)), token_budget=token_budget):
         rows, packed = pack_pieces(rollout, pieces)
-        flat = packed_logprobs(model, packed, temperature=rollout.params.temperature, chunk_size=chunk_size)
-        logprobs[rows] = packed.to_rows(flat.to(logprobs.dtype))
-    return logprobs
+        numbers[rows] = packed.to_rows(of_row(packed).to(numbers.dtype))
+    return numbers

@@ -20,7 +20,7 @@ from rlhf_lightning.devices import to_device
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.events import Events
 from rlhf_lightning.metrics import Means
-from rlhf_lightning.modules.optim import clip_by_group, named_groups, warm_up
+from rlhf_lightning.modules.optim import StepGuard, clip_by_group, named_groups, warm_up
 
 
 class MicroBatch(Protocol):
@@ -58,6 +58,7 @@ class EdgeModule(LightningModule):
         self.strict_loading = False
         self.make_optimizer, self.warmup_updates, self.max_grad_norm = optimizer, warmup_updates, max_grad_norm
         self.seed = seed
+        self.guard = StepGuard()
         self.events, self.means = Events(), Means()
         self.rollout_index = 0
         self.rollout_metrics: dict[str, float] = {}
@@ -87,6 +88,10 @@ class EdgeModule(LightningModule):
     @abstractmethod
     def measure(self, limit: int | None = None) -> dict[str, float]:
         """Metrics on the first ``limit`` held-out items, or on all of them."""
+
+    def update_delays(self) -> dict[str, int]:
+        """Updates before a group's learning rate begins to warm up, for groups that train later than others."""
+        return {}
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
@@ -146,7 +151,7 @@ class EdgeModule(LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
         """One optimizer over named groups, warm-up then constant."""
         optimizer = self.make_optimizer(named_groups(self.parameter_groups(), self.learning_rates()))
-        return {"optimizer": optimizer, "lr_scheduler": warm_up(optimizer, self.warmup_updates)}
+        return {"optimizer": optimizer, "lr_scheduler": warm_up(optimizer, self.warmup_updates, self.update_delays())}
 
     def configure_gradient_clipping(
         self,
@@ -154,8 +159,10 @@ class EdgeModule(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips each parameter group by its own norm."""
+        """Clips each parameter group by its own norm; a step that is not finite is not taken, but counted."""
         norms = clip_by_group(optimizer, self.max_grad_norm)
+        skipped = self.guard(optimizer, norms)
+        self.means.once({"update/skipped": torch.tensor(float(skipped))})
         self.means.once({f"grad_norm/{name}": norm for name, norm in norms.items()})
 
     def on_train_batch_end(self, outputs: Any, batch: MicroBatch, batch_idx: int) -> None:

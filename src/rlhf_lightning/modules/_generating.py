@@ -72,11 +72,14 @@ class GeneratingModule(EdgeModule):
         Raises:
             RLHFError: Naming what cannot be.
         """
-        config = self.policy_source.config()
-        context = config.get_text_config().max_position_embeddings
-        check_packable(skeleton(config), max_length=context)
+        context = self.context_length()
+        check_packable(skeleton(self.policy_source.config()), max_length=context)
         self.tokenizer = self.policy_source.tokenizer()
         data.bind_tokenizer(self.tokenizer, context_length=context, max_new_tokens=self.sampler.params.max_new_tokens)
+
+    def context_length(self) -> int:
+        """Most tokens of prompt and response together."""
+        return int(self.policy_source.config().get_text_config().max_position_embeddings)
 
     def configure_model(self) -> None:
         """Loads the model and connects it."""

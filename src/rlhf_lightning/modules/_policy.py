@@ -4,25 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from rlhf_lightning.data.seeding import derive_seed
-from rlhf_lightning.data.update_batches import updates_of
+from rlhf_lightning.data.update_batches import COUNTED, updates_of
 from rlhf_lightning.functional import AGGREGATION_MODES
 from rlhf_lightning.kl import KLTerm
 from rlhf_lightning.models.lora import LoRA, adapters_off
-from rlhf_lightning.models.packed import packed_logprobs
 from rlhf_lightning.models.prepare import frozen, frozen_copy
 from rlhf_lightning.models.rollout_logprobs import rollout_logprobs
-from rlhf_lightning.modules._generating import GeneratingModule
+from rlhf_lightning.modules._learning import LearningModule
 from rlhf_lightning.modules.evaluation import greedy_rewards, samples_of
 from rlhf_lightning.modules.further import further_prompts
-from rlhf_lightning.modules.plan import BatchPlan, check_estimator, check_group_size, check_token_budget
-from rlhf_lightning.pipeline import Pipeline
+from rlhf_lightning.modules.optim import StepGuard
+from rlhf_lightning.modules.plan import (
+    BatchPlan,
+    check_critic,
+    check_estimator,
+    check_group_size,
+    check_token_budget,
+)
+from rlhf_lightning.pipeline import LogProbs, Pipeline
 from rlhf_lightning.protocols import (
     AdvantageEstimator,
     Metric,
@@ -43,7 +49,7 @@ if TYPE_CHECKING:
     from rlhf_lightning.data.prompts import PromptData
 
 
-class PolicyModule(GeneratingModule):
+class PolicyModule(LearningModule):
     """Trains a policy on its own samples; which algorithm it is depends only on the parts put in.
 
     One Lightning epoch is one rollout: the train dataloader samples with the current weights, and each batch is one
@@ -75,9 +81,15 @@ class PolicyModule(GeneratingModule):
         lora: Low-rank adapters; the reference then is the policy with its adapters off.
         gradient_checkpointing: Recompute activations in the backward pass.
         seed: Run seed: with rollout, prompt and sample number it determines every draw.
+        truncated: What becomes of responses that were cut off at their limit. ``keep``: they count like the others,
+            their reward on the last token and a value of 0 after it. ``mask``: they count in no loss (but still in
+            their group's statistics). A penalty is a reward transform, ``missing_eos_penalty``.
+        max_nonfinite_in_a_row: Updates in a row whose gradient is not finite that end the run; such an update is
+            skipped and counted (``update/skipped``).
 
     Raises:
-        ConfigError: If the batch sizes cannot be, or group statistics lack samples.
+        ConfigError: If the batch sizes cannot be, group statistics lack samples, or the advantage estimator wants a
+            critic where there is none.
     """
 
     def __init__(
@@ -106,6 +118,8 @@ class PolicyModule(GeneratingModule):
         lora: LoRA | None = None,
         gradient_checkpointing: bool = False,
         seed: int = 1,
+        truncated: Literal["keep", "mask"] = "keep",
+        max_nonfinite_in_a_row: int = 5,
     ) -> None:
         super().__init__(policy, sampler, optimizer, warmup_updates, max_grad_norm, lora, gradient_checkpointing, seed)
         self.plan = BatchPlan(
@@ -113,13 +127,18 @@ class PolicyModule(GeneratingModule):
         )
         check_group_size(samples_per_prompt, [sampler, advantage, *reward_transforms])
         check_estimator(advantage, reward_transforms, kl_reward)
+        check_critic(advantage, has_critic=self.has_critic)
         check_choice(aggregation, AGGREGATION_MODES, "aggregation")
+        self.truncated, self.guard = truncated, StepGuard(max_nonfinite_in_a_row)
         self.reference_source, self.advantage, self.policy_loss = reference, advantage, policy_loss
         self.scorer = combine(scorers, scorer_weights)
         self.transforms, self.extra_metrics = reward_transforms, metrics or []
         self.kl_reward, self.kl_loss = kl_reward, kl_loss
         self.logits_chunk, self.aggregation = logits_chunk, aggregation
         self.reference: PreTrainedModel | None = None
+
+    #: Whether the module trains a critic.
+    has_critic = False
 
     @property
     def data(self) -> PromptData:
@@ -170,7 +189,7 @@ class PolicyModule(GeneratingModule):
             kl_reward=self.kl_reward,
             reference=self._reference_logprobs if self._needs_reference else None,
             behaviour=None if self._sampler_is_exact else self._policy_logprobs,
-            values=None,
+            values=self.values_of,
             prompt_baseline=greedy_baseline if self.advantage.needs_prompt_baseline else None,
             metrics=self.extra_metrics,
             events=self.events,
@@ -180,6 +199,11 @@ class PolicyModule(GeneratingModule):
     def _sampler_is_exact(self) -> bool:
         """Whether the sampler's log-probs are the trainer's own: not under autocast, which the sampler doesn't use."""
         return self.sampler.exact and "mixed" not in str(self.trainer.precision)
+
+    @property
+    def values_of(self) -> LogProbs | None:
+        """The critic's values of a rollout; None without a critic."""
+        return None
 
     @property
     def _needs_reference(self) -> bool:
@@ -196,7 +220,7 @@ class PolicyModule(GeneratingModule):
         """Samples, scores, and cuts the experience into packed micro-batches."""
         self.tell_callbacks()
         experience = self.explore()
-        betas = {f"kl/beta_{name.removeprefix('kl_')}": term.beta for name, term in self._kl_terms().items()}
+        betas = {f"kl/beta_{name.removeprefix('kl_')}": term.beta for name, term in self.kl_terms().items()}
         self.rollout_metrics |= {**experience.metrics, **betas}
         self.rollout_samples = samples_of(experience)
         return self._cut(experience)
@@ -225,6 +249,7 @@ class PolicyModule(GeneratingModule):
             token_budget=self.plan.token_budget,
             aggregation=self.aggregation,
             mark=self._mark,
+            counted=COUNTED[self.truncated](experience.rollout),
         )
         one_pass = [batch for update in updates for batch in update]
         return one_pass * self.plan.epochs_per_rollout
@@ -245,46 +270,9 @@ class PolicyModule(GeneratingModule):
     def _logprobs(self, model: PreTrainedModel, rollout: Rollout) -> Tensor:
         """At the precision that training steps run at: in another one, a ratio of 1 would not be 1."""
         with self.trainer.precision_plugin.forward_context():
-            return rollout_logprobs(
-                model,
-                rollout,
-                token_budget=self.plan.token_budget,
-                chunk_size=self.logits_chunk,
-            )
-
-    # ---- one update -------------------------------------------------------------------------------------------------
-
-    def training_step(self, batch: UpdateBatch, batch_idx: int) -> Tensor:
-        """One packed micro-batch; the loss undoes what Lightning will divide by, so any split gives one gradient."""
-        flat = packed_logprobs(self.model, batch.packed, temperature=batch.temperature, chunk_size=self.logits_chunk)
-        new = batch.packed.to_rows(flat)
-        per_token, diagnostics = self.policy_loss(new, batch)
-        self.means.sums({"loss/policy": (per_token * batch.weights).sum()})
-        self.means.over_tokens(diagnostics, batch.packed.mask)
-        if self.kl_loss is not None and batch.ref_logprobs is not None:
-            penalty = self.kl_loss(new, batch.ref_logprobs)
-            self.means.sums({"loss/kl": (penalty * batch.weights).sum()})
-            per_token = per_token + penalty
-        self.events.advance(batch.tokens)
-        return (per_token * batch.weights).sum() * self.loss_scale
-
-    def on_train_epoch_end(self) -> None:
-        """The rollout is done: controllers see its KL, and the next one begins."""
-        kl = self.rollout_metrics.get("kl/ref_k1_per_sequence")
-        for term in self._kl_terms().values():
-            if kl is not None:
-                term.controller.update(kl, self.plan.samples_per_rollout)
-        super().on_train_epoch_end()
-
-    def _kl_terms(self) -> dict[str, KLTerm]:
-        terms = {"kl_reward": self.kl_reward, "kl_loss": self.kl_loss}
-        return {name: term for name, term in terms.items() if term is not None}
+            return rollout_logprobs(model, rollout, token_budget=self.plan.token_budget, chunk_size=self.logits_chunk)
 
     def identity(self) -> dict[str, Any]:
         """The policy's source and the seed, and what the scorers score with."""
         scorers = self.scorer.identity()
         return super().identity() | ({"scorers": scorers} if scorers else {})
-
-    def controllers(self) -> dict[str, Any]:
-        """The KL controllers."""
-        return {name: term.controller for name, term in self._kl_terms().items()}

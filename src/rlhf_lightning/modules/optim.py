@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+from rlhf_lightning.errors import ConfigError, NonFiniteError
 
 
 def named_groups(
@@ -25,13 +27,22 @@ def named_groups(
     return [{"name": name, "params": ps, **own.get(name, {})} for name, ps in trainable.items() if ps]
 
 
-def warm_up(optimizer: Optimizer, updates: int) -> dict[str, Any]:
+def warm_up(optimizer: Optimizer, updates: int, delays: Mapping[str, int] | None = None) -> dict[str, Any]:
     """Linear warm-up over ``updates`` steps, then constant (the paper's schedule): a Lightning scheduler entry.
 
     Adam's first steps have full size whatever the gradient, so without warm-up they can break a policy.
+
+    Args:
+        optimizer: With named groups.
+        updates: Steps of the warm-up.
+        delays: Steps by group name before a group's warm-up begins; 0 for groups that are not named.
     """
-    schedule = LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (updates + 1)))
-    return {"scheduler": schedule, "interval": "step"}
+
+    def factor(delay: int) -> Callable[[int], float]:
+        return lambda step: min(1.0, (max(0, step - delay) + 1) / (updates + 1))
+
+    factors = [factor((delays or {}).get(group["name"], 0)) for group in optimizer.param_groups]
+    return {"scheduler": LambdaLR(optimizer, factors), "interval": "step"}
 
 
 def clip_by_group(optimizer: Optimizer, max_norm: float | None) -> dict[str, Tensor]:
@@ -42,3 +53,43 @@ def clip_by_group(optimizer: Optimizer, max_norm: float | None) -> dict[str, Ten
     """
     limit = float("inf") if max_norm is None else max_norm
     return {group["name"]: torch.nn.utils.clip_grad_norm_(group["params"], limit) for group in optimizer.param_groups}
+
+
+class StepGuard:
+    """Lets no step through whose gradient is not finite; ends the run when too many come in a row.
+
+    A skipped step leaves weights and optimizer state as they were. What is counted in a row starts anew on a resume.
+
+    Args:
+        max_in_a_row: Skipped steps in a row that end the run.
+
+    Raises:
+        ConfigError: If it is below 1.
+    """
+
+    def __init__(self, max_in_a_row: int = 5) -> None:
+        if max_in_a_row < 1:
+            raise ConfigError(f"max_nonfinite_in_a_row must be at least 1, got {max_in_a_row}")
+        self.max_in_a_row, self.in_a_row = max_in_a_row, 0
+
+    def __call__(self, optimizer: Optimizer, norms: Mapping[str, Tensor]) -> bool:
+        """Looks at the gradient norms of a step to come, and takes the gradients away where one is not finite.
+
+        Returns:
+            Whether the step is skipped.
+
+        Raises:
+            NonFiniteError: If it is the last that was allowed in a row.
+        """
+        bad = [name for name, norm in norms.items() if not bool(torch.isfinite(norm))]
+        self.in_a_row = self.in_a_row + 1 if bad else 0
+        if not bad:
+            return False
+        optimizer.zero_grad(set_to_none=True)
+        if self.in_a_row >= self.max_in_a_row:
+            raise NonFiniteError(
+                f"the gradient of {' and '.join(bad)} was not finite in {self.in_a_row} updates in a row; they were "
+                "skipped, and the last checkpoint holds weights from before. Look for infinite scores "
+                "(score/nonfinite), then try a lower learning rate (max_nonfinite_in_a_row sets how many are too many)"
+            )
+        return True

@@ -108,3 +108,22 @@ def check_token_budget(token_budget: int, longest_prompt: int, max_new_tokens: i
             f"token_budget is {token_budget}, but a prompt of {longest_prompt} tokens with a response of up to "
             f"{max_new_tokens} takes {least} in a row: make it at least {least}"
         )
+
+
+def check_critic(advantage: AdvantageEstimator, *, has_critic: bool) -> None:
+    """Refuses an advantage estimator that wants a critic where there is none, and the other way round.
+
+    Raises:
+        ConfigError: Saying what to take instead.
+    """
+    name = type(advantage).__name__
+    if advantage.needs_critic and not has_critic:
+        raise ConfigError(
+            f"advantage {name} needs the values of a critic, and this module has none: take PPOModule, or an advantage "
+            "without a critic (group, rloo, reinforce)"
+        )
+    if has_critic and not advantage.needs_critic:
+        raise ConfigError(
+            f"PPOModule trains a critic, but advantage {name} gives it no returns to learn from: take gae, or "
+            "GRPOModule, which has no critic"
+        )

@@ -12,7 +12,7 @@ from typing import Any
 
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.registry import KINDS, check_kind
-from rlhf_lightning.testing import advantage, others, policy_loss, reward_transform, sampler
+from rlhf_lightning.testing import advantage, others, policy_loss, reward_transform, sampler, value_loss
 from rlhf_lightning.testing.report import Check, CheckResult, ContractError, Report, run_checks
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "check_sampler",
     "check_scorer",
     "check_task",
+    "check_value_loss",
     "kind_of",
     "load_target",
 ]
@@ -38,6 +39,7 @@ CONTRACTS: Mapping[str, Mapping[str, Check]] = {
     "advantage": advantage.CHECKS,
     "reward_transform": reward_transform.CHECKS,
     "policy_loss": policy_loss.CHECKS,
+    "value_loss": value_loss.CHECKS,
     "sampler": sampler.CHECKS,
     **others.CHECKS,
 }
@@ -109,6 +111,7 @@ def _checker(kind: str) -> Callable[[Callable[[], Any]], tuple[CheckResult, ...]
 check_advantage = _checker("advantage")
 check_reward_transform = _checker("reward_transform")
 check_policy_loss = _checker("policy_loss")
+check_value_loss = _checker("value_loss")
 check_sampler = _checker("sampler")
 check_kl_controller = _checker("kl_controller")
 check_scorer = _checker("scorer")

@@ -1,0 +1,204 @@
+"""PPO with a critic (Schulman et al. 2017), for language models as Ouyang et al. (2022) and the paper use it.
+
+Differs from the original in what the defaults say: the reward stands on a response's last token and the KL penalty on
+every one, gamma is 1, advantages are whitened over the whole rollout, and there is one pass over each rollout. Rewards
+go through ``reward_transforms`` before the advantages are estimated, so the paper's PPO is
+``reward_transforms: [clip, group_normalize]``: a critic on top of rewards that are normalized within each group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from rlhf_lightning.advantages import GAE
+from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.kl import KLTerm
+from rlhf_lightning.losses import Clip, ClippedValue
+from rlhf_lightning.models.critics import Critic, SharedHead, adapter_critic, check_critic_source, own_critic
+from rlhf_lightning.models.reward_folder import with_head
+from rlhf_lightning.models.rollout_logprobs import over_rollout
+from rlhf_lightning.modules._policy import PolicyModule
+from rlhf_lightning.pipeline import LogProbs
+from rlhf_lightning.protocols import (
+    AdvantageEstimator,
+    ModelSource,
+    PolicyLoss,
+    RewardTransform,
+    Sampler,
+    Scorer,
+    ValueLoss,
+)
+from rlhf_lightning.samplers import InProcessSampler
+from rlhf_lightning.scorers import VerifierScorer
+from rlhf_lightning.types import Rollout, UpdateBatch
+
+if TYPE_CHECKING:
+    from rlhf_lightning.data.prompts import PromptData
+
+
+class PPOModule(PolicyModule):
+    """Proximal policy optimization with a critic: one optimizer, the groups ``policy`` and ``critic``.
+
+    The critic is a model of its own with a scalar head, beginning as the policy or as ``critic``; or, with
+    ``shared_backbone``, a head on the policy. With ``lora``, it is adapters and a head, on the policy's own frozen
+    weights unless it has a source of its own.
+
+    Args:
+        policy: Where the policy comes from.
+        critic: Where the critic comes from: a reward model (its head is kept) or a causal LM (a head of zeros is put
+            on), with the policy's tokenizer; the policy's source when not given.
+        shared_backbone: The critic is a value head on the policy's hidden states, and the value loss shapes both.
+        sampler: Draws responses; in process when not given.
+        scorers: Score responses; the task's verifier when not given.
+        reward_transforms: Steps from score to reward, in this order; none when not given.
+        advantage: Advantage estimator that uses the critic; ``gae`` when not given.
+        policy_loss: Surrogate objective; ``clip`` when not given.
+        value_loss: The critic's objective; ``clipped`` when not given.
+        value_coefficient: What the value loss is multiplied with. With ``shared_backbone`` it weighs the two against
+            each other; for a critic of its own Adam makes it nearly meaningless.
+        critic_lr: The critic's learning rate (OpenRLHF's when not given); the policy's is the optimizer's.
+        critic_warmup_rollouts: Rollouts at the beginning that train the critic alone. The policy stays what it is, bit
+            for bit, and its learning rate warms up after them.
+        kl_reward: KL penalty taken off the token rewards; none when not given.
+
+    Raises:
+        ConfigError: If ``critic`` and ``shared_backbone`` are both given, a number is out of range, or the advantage
+            estimator uses no critic.
+    """
+
+    has_critic = True
+
+    def __init__(
+        self,
+        policy: ModelSource,
+        critic: ModelSource | None = None,
+        shared_backbone: bool = False,
+        sampler: Sampler | None = None,
+        scorers: list[Scorer] | None = None,
+        reward_transforms: list[RewardTransform] | None = None,
+        advantage: AdvantageEstimator | None = None,
+        policy_loss: PolicyLoss | None = None,
+        value_loss: ValueLoss | None = None,
+        value_coefficient: float = 1.0,
+        critic_lr: float = 9e-6,
+        critic_warmup_rollouts: int = 0,
+        kl_reward: KLTerm | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            policy=policy,
+            sampler=sampler or InProcessSampler(),
+            scorers=scorers or [VerifierScorer()],
+            reward_transforms=reward_transforms or [],
+            advantage=advantage or GAE(),
+            policy_loss=policy_loss or Clip(),
+            kl_reward=kl_reward,
+            **kwargs,
+        )
+        _check(critic, shared_backbone, value_coefficient, critic_lr, critic_warmup_rollouts)
+        self.critic_source = with_head(critic) if critic else policy
+        self.shared_backbone, self.has_own_source = shared_backbone, critic is not None
+        self.value_loss, self.value_coefficient = value_loss or ClippedValue(), value_coefficient
+        self.critic_lr, self.critic_warmup_rollouts = critic_lr, critic_warmup_rollouts
+        self.critic: Critic | None = None
+
+    @property
+    def value_model(self) -> Critic:
+        """The critic, once it is loaded."""
+        if self.critic is None:
+            raise RuntimeError("the critic is loaded by configure_model, which Lightning calls after setup")
+        return self.critic
+
+    @property
+    def warming_up(self) -> bool:
+        """Whether this rollout trains the critic alone."""
+        return self.rollout_index < self.critic_warmup_rollouts
+
+    def context_length(self) -> int:
+        """Most tokens that both policy and critic can read."""
+        critic = int(self.critic_source.config().get_text_config().max_position_embeddings)
+        return min(super().context_length(), critic)
+
+    def preflight(self, data: PromptData) -> None:  # type: ignore[override]
+        """As for every on-policy module; and that the critic reads the policy's tokens.
+
+        Raises:
+            ConfigError: Naming what differs.
+        """
+        super().preflight(data)
+        check_critic_source(self.critic_source, self.tokenizer)
+
+    def configure_model(self) -> None:
+        """Loads policy, reference and critic."""
+        super().configure_model()
+        if self.critic is None:
+            self.critic = self._make_critic().train()
+
+    def _make_critic(self) -> Critic:
+        if self.shared_backbone:
+            return SharedHead(self.model)
+        if self.lora is not None and not self.has_own_source:
+            return adapter_critic(self.model, lora=self.lora, gradient_checkpointing=self.gradient_checkpointing)
+        return own_critic(self.critic_source, lora=self.lora, gradient_checkpointing=self.gradient_checkpointing)
+
+    def parameter_groups(self) -> dict[str, Iterable[torch.nn.Parameter]]:
+        """The policy's and the critic's parameters."""
+        return {**super().parameter_groups(), "critic": self.value_model.parameters()}
+
+    def learning_rates(self) -> dict[str, float]:
+        """The critic's own."""
+        return {"critic": self.critic_lr}
+
+    def update_delays(self) -> dict[str, int]:
+        """The policy's learning rate waits for the critic."""
+        return {"policy": self.critic_warmup_rollouts * self.updates_per_epoch}
+
+    def identity(self) -> dict[str, Any]:
+        """The models' sources and the seed."""
+        critic = "a head on the policy" if self.shared_backbone else self.critic_source.identity()
+        return {**super().identity(), "critic": critic}
+
+    # ---- values and updates -----------------------------------------------------------------------------------------
+
+    @property
+    def values_of(self) -> LogProbs:
+        """The critic's values of a rollout, at the precision of training steps."""
+        return self._rollout_values
+
+    def _rollout_values(self, rollout: Rollout) -> Tensor:
+        self.value_model.eval()
+        with self.trainer.precision_plugin.forward_context():
+            values = over_rollout(
+                partial(self.value_model.values, self.model), rollout, token_budget=self.plan.token_budget
+            )
+        self.value_model.train()
+        return values
+
+    def update_loss(self, batch: UpdateBatch) -> Tensor:
+        """Policy loss and value loss; while the critic warms up, the policy is left out, and so has no gradient."""
+        if self.warming_up:
+            return self._value_objective(self.value_model.values(self.model, batch.packed), batch)
+        logprobs, values = self.value_model.with_logprobs(
+            self.model, batch.packed, temperature=batch.temperature, chunk_size=self.logits_chunk
+        )
+        return self.objective(batch.packed.to_rows(logprobs), batch) + self._value_objective(values, batch)
+
+    def _value_objective(self, values: Tensor, batch: UpdateBatch) -> Tensor:
+        new = batch.packed.to_rows(values)
+        return self.value_coefficient * self.weigh("loss/value", *self.value_loss(new, batch), batch)
+
+
+def _check(critic: ModelSource | None, shared: bool, coefficient: float, rate: float, warmup: int) -> None:
+    if shared and critic is not None:
+        raise ConfigError("shared_backbone: the critic is a head on the policy, so it has no source: leave critic out")
+    if coefficient <= 0:
+        raise ConfigError(f"value_coefficient must be above 0, got {coefficient}")
+    if rate < 0:
+        raise ConfigError(f"critic_lr must not be negative, got {rate}")
+    if warmup < 0:
+        raise ConfigError(f"critic_warmup_rollouts must not be negative, got {warmup}")
