@@ -9,6 +9,7 @@ from rlhf_lightning.advantages.reinforce_plus_plus import ReinforcePlusPlus, Rei
 from rlhf_lightning.advantages.remax import ReMax
 
 __all__ = [
+    "GAE",
     "OPO",
     "RLOO",
     "Group",

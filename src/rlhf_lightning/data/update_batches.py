@@ -159,7 +159,7 @@ def _batch(experience: Experience, pieces: Sequence[GroupPiece], update: _Update
         update=update.number,
         micro_batches=update.micro_batches,
         sampler_logprobs=experience.rollout.logprobs[rows],
-        marks=None if update.marks is None else update.marks[own],
+        marks=_of_rows(update.marks, own),
         old_values=_of_rows(experience.values, rows),
         returns=_of_rows(experience.advantages.returns, rows),
     )

@@ -6,8 +6,9 @@ from rlhf_lightning.losses.clip_cov import ClipCov
 from rlhf_lightning.losses.gspo import GSPO
 from rlhf_lightning.losses.importance import Importance
 from rlhf_lightning.losses.kl_cov import KLCov
-
-__all__ = ["CISPO", "GSPO", "Clip", "ClipCov", "Importance", "KLCov"]
 from rlhf_lightning.losses.value import ClippedValue
 
+__all__ = ["CISPO", "GSPO", "Clip", "ClipCov", "Importance", "KLCov"]
+
 __all__ = ["Clip", "ClippedValue"]
+__all__ = ["CISPO", "GSPO", "Clip", "ClipCov", "ClippedValue", "Importance", "KLCov"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,10 +15,9 @@ from rlhf_lightning.data.update_batches import COUNTED, updates_of
 from rlhf_lightning.functional import AGGREGATION_MODES
 from rlhf_lightning.kl import KLTerm, KLTerms
 from rlhf_lightning.models.lora import LoRA, adapters_off
-from rlhf_lightning.models.packed import packed_logprobs
 from rlhf_lightning.models.prepare import frozen, frozen_copy
 from rlhf_lightning.models.rollout_logprobs import rollout_logprobs
-from rlhf_lightning.modules._generating import GeneratingModule
+from rlhf_lightning.modules._learning import LearningModule
 from rlhf_lightning.modules.evaluation import greedy_rewards, samples_of
 from rlhf_lightning.modules.further import further_prompts
 from rlhf_lightning.modules.optim import StepGuard
@@ -44,7 +43,7 @@ if TYPE_CHECKING:
     from rlhf_lightning.data.prompts import PromptData
 
 
-class PolicyModule(GeneratingModule):
+class PolicyModule(LearningModule):
     """Trains a policy on its own samples; which algorithm it is depends only on the parts put in.
 
     One Lightning epoch is one rollout: the train dataloader samples with the current weights, and each batch is one
@@ -259,42 +258,7 @@ class PolicyModule(GeneratingModule):
         with self.trainer.precision_plugin.forward_context():
             return rollout_logprobs(model, rollout, token_budget=self.plan.token_budget, chunk_size=self.logits_chunk)
 
-    # ---- one update -------------------------------------------------------------------------------------------------
-
-    def training_step(self, batch: UpdateBatch, batch_idx: int) -> Tensor:
-        """One packed micro-batch; the loss undoes what Lightning will divide by, so any split gives one gradient."""
-        self.events.advance(batch.tokens)
-        return self.update_loss(batch) * self.loss_scale
-
-    def update_loss(self, batch: UpdateBatch) -> Tensor:
-        """The micro-batch's share of the update's loss."""
-        flat = packed_logprobs(self.model, batch.packed, temperature=batch.temperature, chunk_size=self.logits_chunk)
-        return self.objective(batch.packed.to_rows(flat), batch)
-
-    def objective(self, new: Tensor, batch: UpdateBatch) -> Tensor:
-        """Policy loss and KL loss, given (b, T) log-probs with gradient."""
-        loss = self.weigh("loss/policy", *self.policy_loss(new, batch), batch)
-        if self.kl.loss is not None and batch.ref_logprobs is not None:
-            loss = loss + self.weigh("loss/kl", self.kl.loss(new, batch.ref_logprobs), {}, batch)
-        return loss
-
-    def weigh(self, name: str, per_token: Tensor, diagnostics: Mapping[str, Tensor], batch: UpdateBatch) -> Tensor:
-        """Sums (b, T) losses with the batch's weights; logs the sum and the diagnostics' means."""
-        loss = (per_token * batch.weights).sum()
-        self.means.sums({name: loss})
-        self.means.over_tokens(diagnostics, batch.packed.mask)
-        return loss
-
-    def on_train_epoch_end(self) -> None:
-        """The rollout is done: controllers see its KL, and the next one begins."""
-        self.kl.see(self.rollout_metrics.get("kl/ref_k1_per_sequence"), self.plan.samples_per_rollout)
-        super().on_train_epoch_end()
-
     def identity(self) -> dict[str, Any]:
         """The policy's source and the seed, and what the scorers score with."""
         scorers = self.scorer.identity()
         return super().identity() | ({"scorers": scorers} if scorers else {})
-
-    def controllers(self) -> dict[str, Any]:
-        """The KL controllers."""
-        return dict(self.kl.controllers())

@@ -1,0 +1,65 @@
+"""One update of a policy: its losses over a packed micro-batch, and the KL controllers that follow it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from rlhf_lightning.kl import KLTerms
+from rlhf_lightning.models.packed import packed_logprobs
+from rlhf_lightning.modules._generating import GeneratingModule
+from rlhf_lightning.modules.plan import BatchPlan
+from rlhf_lightning.protocols import PolicyLoss
+from rlhf_lightning.types import UpdateBatch
+
+
+class LearningModule(GeneratingModule):
+    """A policy that learns from packed micro-batches; where they come from is not known here.
+
+    Attributes:
+        plan: The batch arithmetic.
+        policy_loss: Surrogate objective.
+        kl: The KL penalties in reward and loss.
+        logits_chunk: Tokens whose logits are held at once.
+    """
+
+    plan: BatchPlan
+    policy_loss: PolicyLoss
+    kl: KLTerms
+    logits_chunk: int
+
+    def training_step(self, batch: UpdateBatch, batch_idx: int) -> Tensor:
+        """One packed micro-batch; the loss undoes what Lightning will divide by, so any split gives one gradient."""
+        loss = self.update_loss(batch)
+        self.events.advance(batch.tokens)
+        return loss * self.loss_scale
+
+    def update_loss(self, batch: UpdateBatch) -> Tensor:
+        """The micro-batch's share of the update's loss."""
+        flat = packed_logprobs(self.model, batch.packed, temperature=batch.temperature, chunk_size=self.logits_chunk)
+        return self.objective(batch.packed.to_rows(flat), batch)
+
+    def objective(self, new: Tensor, batch: UpdateBatch) -> Tensor:
+        """Policy loss and KL loss, given (b, T) log-probs with gradient."""
+        loss = self.weigh("loss/policy", *self.policy_loss(new, batch), batch)
+        if self.kl.loss is not None and batch.ref_logprobs is not None:
+            loss = loss + self.weigh("loss/kl", self.kl.loss(new, batch.ref_logprobs), {}, batch)
+        return loss
+
+    def weigh(self, name: str, per_token: Tensor, diagnostics: Mapping[str, Tensor], batch: UpdateBatch) -> Tensor:
+        """Sums (b, T) losses with the batch's weights; logs the sum and the diagnostics' means."""
+        loss = (per_token * batch.weights).sum()
+        self.means.sums({name: loss})
+        self.means.over_tokens(diagnostics, batch.packed.mask)
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        """The rollout is done: controllers see its KL, and the next one begins."""
+        self.kl.see(self.rollout_metrics.get("kl/ref_k1_per_sequence"), self.plan.samples_per_rollout)
+        super().on_train_epoch_end()
+
+    def controllers(self) -> dict[str, Any]:
+        """The KL controllers."""
+        return dict(self.kl.controllers())
