@@ -39,6 +39,9 @@ class Scorer(ABC):
     def bind(self, tasks: Mapping[str, Task]) -> None:  # noqa: B027
         """Gives the scorer the run's tasks by name, before the first call; most scorers don't need them."""
 
+    def bind_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:  # noqa: B027
+        """Gives the scorer the policy's tokenizer, before the first call; for scorers that score single tokens."""
+
     def check(self) -> None:  # noqa: B027
         """Looks, before any weights are loaded, whether what the scorer needs is there.
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest_modules import grpo, prompts, trainer
 
+from rlhf_lightning.advantages import Process
 from rlhf_lightning.errors import ConfigError, ModelSourceError
 from rlhf_lightning.scorers import FormatScorer, RewardModelScorer, VerifierScorer
 
@@ -60,3 +61,11 @@ def test_a_missing_reward_model_is_told_before_the_policy_loads(tmp_path, monkey
     monkeypatch.setattr(TinyLlama, "load", load)
     with pytest.raises(ModelSourceError, match=r"scorer reward_model: .*rlhf fit --config tiny/orm\.yaml"):
         trainer(tmp_path).fit(scored_by(tmp_path / "nowhere"), datamodule=prompts())
+
+
+def test_a_process_model_drives_the_policy(tmp_path, record, make_reward_model):
+    folder = make_reward_model(tmp_path / "prm", seed=1, supervision="process")
+    module = grpo(scorers=[RewardModelScorer(str(folder))], advantage=Process())
+    trainer(tmp_path, callbacks=[record], max_epochs=8).fit(module, datamodule=prompts())
+    assert record.rows[0]["advantage/abs_mean"] > 0
+    assert record.rows[-1]["score/reward_model"] > record.rows[0]["score/reward_model"] + 0.1

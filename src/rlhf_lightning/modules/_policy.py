@@ -169,6 +169,7 @@ class PolicyModule(LearningModule):
         elif self.kl.given and self.lora is None:
             self.reference = frozen_copy(self.model)
         self.scorer.bind(self.data.tasks)
+        self.scorer.bind_tokenizer(self.tokenizer)
         self.pipeline = self._make_pipeline()
 
     def _make_pipeline(self) -> Pipeline:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -11,6 +12,9 @@ from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.protocols import Scorer, Task
 from rlhf_lightning.registry import register
 from rlhf_lightning.types import Rollout, Scores, StepScores
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @register("scorer", "mixture")
@@ -46,6 +50,12 @@ class MixtureScorer(Scorer):
         for scorer in self.scorers:
             if hasattr(scorer, "bind"):
                 scorer.bind(tasks)
+
+    def bind_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Hands the policy's tokenizer to the scorers that ask for it."""
+        for scorer in self.scorers:
+            if hasattr(scorer, "bind_tokenizer"):
+                scorer.bind_tokenizer(tokenizer)
 
     def check(self) -> None:
         """Lets each scorer look whether what it needs is there."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from rlhf_lightning.errors import ConfigError, RLHFError
 from rlhf_lightning.functional.step_scores import STEP_AGGREGATIONS
@@ -10,8 +11,12 @@ from rlhf_lightning.models.sources import DType
 from rlhf_lightning.protocols import Scorer
 from rlhf_lightning.registry import check_choice, register
 from rlhf_lightning.scorers._judged_rollout import groups_of, scores_of
+from rlhf_lightning.scorers._step_tokens import step_scores
 from rlhf_lightning.scorers.judge import RewardJudge
 from rlhf_lightning.types import Rollout, Scores
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @register("scorer", "reward_model")
@@ -20,7 +25,8 @@ class RewardModelScorer(Scorer):
 
     The problem and the response are put into the reward model's own tokens, through its own chat template, whatever the
     policy's are. Scores of an outcome model, and of a process model with ``aggregation: last``, are logits. The model
-    is frozen, is no part of checkpoints, and is loaded by the first rollout, to that rollout's device.
+    is frozen, is no part of checkpoints, and is loaded by the first rollout, to that rollout's device. A process model
+    gives the scores of its steps too, on the policy's tokens, for ``advantage: process``.
 
     Args:
         path: The reward model's folder, as a run of ``tiny/orm.yaml`` leaves it (``runs/orm/reward_model``).
@@ -50,6 +56,7 @@ class RewardModelScorer(Scorer):
         self.path, self.aggregation, self.token_budget, self.dtype = path, aggregation, token_budget, dtype
         self.failure_score, self.name = failure_score, label
         self._judge: RewardJudge | None = None
+        self._tokenizer: PreTrainedTokenizerBase | None = None
 
     @property
     def judge(self) -> RewardJudge:
@@ -68,6 +75,10 @@ class RewardModelScorer(Scorer):
             self._judge = judge
         return self._judge
 
+    def bind_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Takes the policy's tokenizer: steps' scores are placed on its tokens."""
+        self._tokenizer = tokenizer
+
     def check(self) -> None:
         """Looks at the folder, without its weights; raises as ``judge`` does."""
         _ = self.judge.renderer
@@ -80,7 +91,10 @@ class RewardModelScorer(Scorer):
         """(B,) scores, on the CPU."""
         self.judge.to(rollout.tokens.device)
         found = [score for group in self.judge.score(groups_of(rollout)) for score in group]
-        return scores_of(self.name, found, aggregation=self.aggregation, failure_score=self.failure_score)
+        scores = scores_of(self.name, found, aggregation=self.aggregation, failure_score=self.failure_score)
+        if self._tokenizer is None or not self.judge.process:
+            return scores
+        return replace(scores, steps=step_scores(found, rollout, self._tokenizer, self.judge.folder.card.delimiter))
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the weights, which are read from the folder again."""

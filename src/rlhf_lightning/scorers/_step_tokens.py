@@ -1,0 +1,52 @@
+"""From the ends of steps, in characters, to the policy's tokens."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from rlhf_lightning.data.steps import step_ends
+from rlhf_lightning.reward_types import ResponseScore
+from rlhf_lightning.types import Rollout, StepScores
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def step_scores(
+    found: Sequence[ResponseScore | None], rollout: Rollout, tokenizer: PreTrainedTokenizerBase, delimiter: str
+) -> StepScores:
+    """A process model's scores on the policy's tokens: a step's on the one that completes it, the final on the last.
+
+    Where one token completes two of them, the later one counts. A response without scores has no steps.
+
+    Args:
+        found: B responses' scores.
+        rollout: The responses.
+        tokenizer: The policy's.
+        delimiter: What stands between steps, for the model that scored.
+
+    Returns:
+        (B, T), on the rollout's device.
+    """
+    values, ends = torch.zeros(rollout.mask.shape), torch.zeros(rollout.mask.shape, dtype=torch.bool)
+    for b, (score, length) in enumerate(zip(found, rollout.lengths.tolist(), strict=True)):
+        if score is None:
+            continue
+        tokens = rollout.tokens[b, :length].tolist()
+        places = [_completes(end, tokens, tokenizer) for end in step_ends(rollout.texts[b], delimiter)]
+        for place, value in zip((*places, length - 1), (*score.steps, score.final), strict=True):
+            values[b, place], ends[b, place] = value, True
+    return StepScores(values.to(rollout.mask.device), ends.to(rollout.mask.device))
+
+
+def _completes(end: int, tokens: list[int], tokenizer: PreTrainedTokenizerBase) -> int:
+    """The first token with which the text has ``end`` characters."""
+
+    def characters(count: int) -> int:
+        return len(tokenizer.decode(tokens[: count + 1], skip_special_tokens=True))
+
+    return min(bisect_left(range(len(tokens)), end, key=characters), len(tokens) - 1)
