@@ -2,7 +2,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from rlhf_lightning.callbacks.key_metrics import KEY_METRICS
+from rlhf_lightning.callbacks.key_metrics import KEY_METRICS, describe
 from rlhf_lightning.callbacks.plots import draw_metric, draw_run, points_of
 from rlhf_lightning.callbacks.report import as_markdown, metrics_table, status_of, time_table
 from rlhf_lightning.runs import load_run
@@ -54,6 +54,20 @@ def test_metrics_that_were_not_logged_get_no_picture_and_the_report_says_so(tmp_
     report = as_markdown(load_run(tmp_path), "finished")
     assert "(plots/reward.png)" in report
     assert "No picture of KL: the run logged no kl/ref_k1_per_token or kl/ref_k1." in report
+
+
+def test_a_reward_model_is_shown_its_own_metrics_those_that_it_has(tmp_path):
+    (tmp_path / "metrics.csv").write_text(
+        "rollout,loss/reward,held_out/auroc,grad_norm/backbone\n0,0.7,0.5,0.1\n1,0.2,0.9,0.2\n"
+    )
+    assert [path.name for path in draw_run(tmp_path)] == ["loss.png", "held_out_auroc.png"]
+    report = as_markdown(load_run(tmp_path), "finished")
+    assert "No picture" not in report and "| held-out AUROC |  | 0.500 | 0.900 | 0.900 | 1 |" in report
+    assert "| loss | nats | 0.700 | 0.200 | 0.200 | 1 |" in report and "| gradient norm |  | 0.100 | 0.200 |" in report
+    assert describe({"loss/reward": 0.2, "held_out/pairwise_accuracy": 0.75}) == [
+        "loss 0.200 nats",
+        "held-out pairs 75.0 %",
+    ]
 
 
 def test_the_table_of_metrics_knows_which_way_is_better():

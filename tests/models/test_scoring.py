@@ -27,15 +27,20 @@ def rendered(groups=GROUPS):
     return result
 
 
-@pytest.fixture(scope="module", params=["llama", "qwen2", "glm"])
+@pytest.fixture(scope="module", params=["llama", "qwen2", "glm", "glm4"])
 def model(request):
     torch.manual_seed(0)
     shape = {
         "vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
         "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": PAD, "eos_token_id": EOS,
     }  # fmt: skip
-    kinds = {"llama": transformers.LlamaConfig, "qwen2": transformers.Qwen2Config, "glm": transformers.Glm4Config}
-    more = {"head_dim": 8} if request.param == "glm" else {}
+    kinds = {
+        "llama": transformers.LlamaConfig,
+        "qwen2": transformers.Qwen2Config,
+        "glm": transformers.GlmConfig,
+        "glm4": transformers.Glm4Config,
+    }
+    more = {"head_dim": 8} if "glm" in request.param else {}
     causal = transformers.AutoModelForCausalLM.from_config(kinds[request.param](**shape, **more))
     scalar = scalar_model(causal)
     torch.nn.init.normal_(scalar.score.weight)
