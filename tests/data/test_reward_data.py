@@ -8,6 +8,8 @@ import pytest
 from lightning.pytorch import LightningModule, Trainer
 
 from rlhf_lightning.data.questions import question_number
+from rlhf_lightning.data.render import Renderer
+from rlhf_lightning.data.rendered import RenderedGroups
 from rlhf_lightning.data.reward_data import RewardData
 from rlhf_lightning.data.reward_sources.demonstrations import Demonstrations
 from rlhf_lightning.data.reward_sources.solutions import Solutions
@@ -164,6 +166,18 @@ def test_large_sources_are_looked_at_in_part_and_the_rest_when_drawn(bound):
     assert len(source.read) <= 256
     with pytest.raises(DataError, match=r"'000000000'.* have 9 \+ 2 tokens"):
         data.train_groups(0, 5001)
+
+
+def test_small_sets_are_rendered_once_and_large_ones_stream(tokenizer):
+    source = Given("math", [asked("ab", "math", "c", "d"), asked("efg", "math", "h"), asked("i", "math", "j")])
+    groups = RenderedGroups(Renderer(tokenizer), [source], keep_tokens=7)  # they have 6, 5 and 3 tokens
+    first = groups([(0, 2), (0, 0), (0, 2)])
+    assert source.read == [0, 2]
+    assert questions(first) == ["i", "ab", "i"]
+    assert groups([(0, 2), (0, 0)]) == [first[0], first[1]]
+    assert source.read == [0, 2, 2]
+    assert groups([(0, 0), (0, 1), (0, 1)])[1].group is source.group(1)
+    assert source.read == [0, 2, 2, 1, 1]
 
 
 def test_sources_are_opened_once_with_delimiter_and_chat(tokenizer):

@@ -183,6 +183,7 @@ BAD = {
         line("p", question="other?"),
         "field 'question' must be that of the line before",
     ),
+    "nothing to score": (line("q", response="", finished=False), "a response that was cut off is empty"),
     "broken JSON": ('{"task": ', "not valid JSON"),
     "no object": ("[1]", "must be a JSON object, got list"),
 }

@@ -12,10 +12,10 @@ from torch.utils.data import DataLoader
 from rlhf_lightning.data._edges import EdgeData
 from rlhf_lightning.data._tasks import described, spread
 from rlhf_lightning.data.held_out import held_out_keys
-from rlhf_lightning.data.judged import render_groups
 from rlhf_lightning.data.mixing import Mixture
 from rlhf_lightning.data.order import PromptOrder
 from rlhf_lightning.data.render import Renderer
+from rlhf_lightning.data.rendered import RenderedGroups
 from rlhf_lightning.data.seeding import derive_seed
 from rlhf_lightning.errors import ConfigError, DataError
 from rlhf_lightning.protocols import RewardSource
@@ -77,7 +77,7 @@ class RewardData(EdgeData):
         self.held_out_fraction, self.eval_batch_size, self.seed = held_out_fraction, eval_batch_size, seed
         self._check_arguments()
         self.limit = max_tokens
-        self._renderer: Renderer | None = None
+        self._groups: RenderedGroups | None = None
         self._opened = False
         self._train: list[array[int]] = []
         self._held_out: list[array[int]] = []
@@ -100,15 +100,15 @@ class RewardData(EdgeData):
             raise ConfigError("data: delimiter, what stands between two steps, must not be empty")
 
     @property
-    def renderer(self) -> Renderer:
-        """Renders with the bound tokenizer.
+    def groups(self) -> RenderedGroups:
+        """The sources' groups, rendered with the bound tokenizer.
 
         Raises:
             RuntimeError: If none is bound yet.
         """
-        if self._renderer is None:
+        if self._groups is None:
             raise RuntimeError("RewardData: call bind_tokenizer before asking for groups")
-        return self._renderer
+        return self._groups
 
     def bind_tokenizer(self, tokenizer: PreTrainedTokenizerBase, context_length: int | None = None) -> None:
         """Gives the tokenizer, then checks all that can be checked without weights.
@@ -121,7 +121,7 @@ class RewardData(EdgeData):
             RLHFError: As :meth:`check`; if a chat template is asked for and there is none.
         """
         self.limit = min((n for n in (self.max_tokens, context_length) if n is not None), default=None)
-        self._renderer = Renderer(tokenizer, self.chat, self.system)
+        self._groups = RenderedGroups(Renderer(tokenizer, self.chat, self.system), self.sources)
         self.check()
 
     def check(self) -> None:
@@ -162,17 +162,15 @@ class RewardData(EdgeData):
         Raises:
             DataError: If one is too long.
         """
-        renderer = self.renderer
+        groups = self.groups
         orders = [
             PromptOrder(len(train), derive_seed("source", self.seed, number))
             for number, train in enumerate(self._train)
         ]
         places = [(which, self._train[which][orders[which][at]]) for which, at in self._mixture.take(start, count)]
-        wanted = sorted(set(places))  # in the files' order, which costs least to read
-        rendered = render_groups(renderer, [self.sources[which].group(index) for which, index in wanted])
-        self._refuse_long(rendered)
-        groups = dict(zip(wanted, rendered, strict=True))
-        return [groups[place] for place in places]
+        drawn = groups(places)
+        self._refuse_long(drawn)
+        return drawn
 
     def held_out_groups(self) -> list[RenderedGroup]:
         """The held-out groups of all sources, in a fixed order."""
@@ -230,7 +228,7 @@ class RewardData(EdgeData):
         return fitting
 
     def _rendered(self, number: int, indices: Sequence[int]) -> list[RenderedGroup]:
-        return render_groups(self.renderer, [self.sources[number].group(index) for index in indices])
+        return self.groups([(number, index) for index in indices])
 
     def _fits(self, group: RenderedGroup) -> bool:
         return self.limit is None or len(group.prompt) + max(map(len, group.responses)) <= self.limit
