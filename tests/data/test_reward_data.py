@@ -118,6 +118,14 @@ def test_held_out_questions_never_meet_training_ones_in_any_source(bound):
     assert data.size == 4 * len(trained)
 
 
+def test_the_first_held_out_groups_are_of_all_sources(bound):
+    data = bound(Given("a", numbers(0, 300)), Given("b", numbers(500, 100)), held_out_fraction=0.5)
+    tasks = [g.group.task for g in data.held_out_groups()]
+    share = tasks.count("b") / len(tasks)
+    for first in (8, 20, 50):
+        assert abs(tasks[:first].count("b") - first * share) <= 1
+
+
 def test_the_split_depends_on_question_and_seed_alone(bound):
     def held_out(questions_, **arguments):
         data = bound(Given("a", questions_), held_out_fraction=0.3, **arguments)

@@ -173,9 +173,13 @@ class RewardData(EdgeData):
         return drawn
 
     def held_out_groups(self) -> list[RenderedGroup]:
-        """The held-out groups of all sources, in a fixed order."""
-        rendered = [self._rendered(number, indices) for number, indices in enumerate(self._held_out)]
-        return [group for of_source in rendered for group in of_source]
+        """The held-out groups of all sources, in a fixed order: the first ones have each source in its proportion."""
+        places = [
+            ((nth + 0.5) / len(indices), (number, index))
+            for number, indices in enumerate(self._held_out)
+            for nth, index in enumerate(indices)
+        ]
+        return self.groups([place for _, place in sorted(places)])
 
     def held_out_batches(self) -> DataLoader[RenderedGroup]:
         """Lists of ``eval_batch_size`` held-out groups."""
