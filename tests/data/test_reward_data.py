@@ -145,6 +145,8 @@ def test_each_source_has_a_held_out_question_unless_none_is_wanted(bound):
     assert none.size == 5
     with pytest.raises(DataError, match="source b has 1 groups, all of them held out"):
         bound(Given("a", numbers(0, 3)), Given("b", ["only"]))
+    with pytest.raises(DataError, match="source b has no groups"):
+        bound(Given("a", numbers(0, 3)), Given("b", []))
 
 
 def test_groups_that_are_too_long_are_refused_by_name(bound):
@@ -162,7 +164,7 @@ def test_groups_that_are_too_long_are_left_out_when_asked(bound, caplog):
         data = bound(Given("math", groups), context=6, drop_long=True, held_out_fraction=0.0)
     assert data.size == 5
     assert set(questions(data.train_groups(0, 20))) == {"0", "2", "4", "6", "8"}
-    assert "5 of 10 groups of math are too long and left out" in caplog.text
+    assert "10 of 20 responses, and 5 of 10 groups of math, are too long and left out" in caplog.text
     with pytest.raises(DataError, match="every group of source math is longer than 2 tokens"):
         bound(Given("math", groups), context=2, drop_long=True, held_out_fraction=0.0)
 
@@ -174,6 +176,23 @@ def test_large_sources_are_looked_at_in_part_and_the_rest_when_drawn(bound):
     assert len(source.read) <= 256
     with pytest.raises(DataError, match=r"'000000000'.* have 9 \+ 2 tokens"):
         data.train_groups(0, 5001)
+
+
+def test_only_the_responses_that_are_too_long_are_left_out(bound):
+    responses = tuple(JudgedResponse(text, correct) for text, correct in (("abc", None), ("d", 1.0), ("e", 0.0)))
+    pairs = (Pair(0, 1), Pair(1, 2, 0.5), Pair(2, 0))
+    data = bound(
+        Given("math", [JudgedGroup(Problem("1", "qq"), "math", responses, pairs)]),
+        Given("none", [JudgedGroup(Problem("2", "qq"), "none", responses[:1] * 2), asked("r")]),
+        context=4,
+        drop_long=True,
+        held_out_fraction=0.0,
+    )
+    assert data.size == 2
+    first = next(g for g in data.train_groups(0, 2) if g.group.task == "math")
+    assert first.group == JudgedGroup(Problem("1", "qq"), "math", responses[1:], (Pair(0, 1, 0.5),))
+    assert [len(tokens) for tokens in first.responses] == [2, 2]
+    assert len(first.step_ends) == 2
 
 
 def test_small_sets_are_rendered_once_and_large_ones_stream(tokenizer):
