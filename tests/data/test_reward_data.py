@@ -8,6 +8,8 @@ import pytest
 from lightning.pytorch import LightningModule, Trainer
 
 from rlhf_lightning.data.questions import question_number
+from rlhf_lightning.data.render import Renderer
+from rlhf_lightning.data.rendered import RenderedGroups
 from rlhf_lightning.data.reward_data import RewardData
 from rlhf_lightning.data.reward_sources.demonstrations import Demonstrations
 from rlhf_lightning.data.reward_sources.solutions import Solutions
@@ -116,6 +118,14 @@ def test_held_out_questions_never_meet_training_ones_in_any_source(bound):
     assert data.size == 4 * len(trained)
 
 
+def test_the_first_held_out_groups_are_of_all_sources(bound):
+    data = bound(Given("a", numbers(0, 300)), Given("b", numbers(500, 100)), held_out_fraction=0.5)
+    tasks = [g.group.task for g in data.held_out_groups()]
+    share = tasks.count("b") / len(tasks)
+    for first in (8, 20, 50):
+        assert abs(tasks[:first].count("b") - first * share) <= 1
+
+
 def test_the_split_depends_on_question_and_seed_alone(bound):
     def held_out(questions_, **arguments):
         data = bound(Given("a", questions_), held_out_fraction=0.3, **arguments)
@@ -135,6 +145,8 @@ def test_each_source_has_a_held_out_question_unless_none_is_wanted(bound):
     assert none.size == 5
     with pytest.raises(DataError, match="source b has 1 groups, all of them held out"):
         bound(Given("a", numbers(0, 3)), Given("b", ["only"]))
+    with pytest.raises(DataError, match="source b has no groups"):
+        bound(Given("a", numbers(0, 3)), Given("b", []))
 
 
 def test_groups_that_are_too_long_are_refused_by_name(bound):
@@ -152,7 +164,7 @@ def test_groups_that_are_too_long_are_left_out_when_asked(bound, caplog):
         data = bound(Given("math", groups), context=6, drop_long=True, held_out_fraction=0.0)
     assert data.size == 5
     assert set(questions(data.train_groups(0, 20))) == {"0", "2", "4", "6", "8"}
-    assert "5 of 10 groups of math are too long and left out" in caplog.text
+    assert "10 of 20 responses, and 5 of 10 groups of math, are too long and left out" in caplog.text
     with pytest.raises(DataError, match="every group of source math is longer than 2 tokens"):
         bound(Given("math", groups), context=2, drop_long=True, held_out_fraction=0.0)
 
@@ -164,6 +176,35 @@ def test_large_sources_are_looked_at_in_part_and_the_rest_when_drawn(bound):
     assert len(source.read) <= 256
     with pytest.raises(DataError, match=r"'000000000'.* have 9 \+ 2 tokens"):
         data.train_groups(0, 5001)
+
+
+def test_only_the_responses_that_are_too_long_are_left_out(bound):
+    responses = tuple(JudgedResponse(text, correct) for text, correct in (("abc", None), ("d", 1.0), ("e", 0.0)))
+    pairs = (Pair(0, 1), Pair(1, 2, 0.5), Pair(2, 0))
+    data = bound(
+        Given("math", [JudgedGroup(Problem("1", "qq"), "math", responses, pairs)]),
+        Given("none", [JudgedGroup(Problem("2", "qq"), "none", responses[:1] * 2), asked("r")]),
+        context=4,
+        drop_long=True,
+        held_out_fraction=0.0,
+    )
+    assert data.size == 2
+    first = next(g for g in data.train_groups(0, 2) if g.group.task == "math")
+    assert first.group == JudgedGroup(Problem("1", "qq"), "math", responses[1:], (Pair(0, 1, 0.5),))
+    assert [len(tokens) for tokens in first.responses] == [2, 2]
+    assert len(first.step_ends) == 2
+
+
+def test_small_sets_are_rendered_once_and_large_ones_stream(tokenizer):
+    source = Given("math", [asked("ab", "math", "c", "d"), asked("efg", "math", "h"), asked("i", "math", "j")])
+    groups = RenderedGroups(Renderer(tokenizer), [source], keep_tokens=7)  # they have 6, 5 and 3 tokens
+    first = groups([(0, 2), (0, 0), (0, 2)])
+    assert source.read == [0, 2]
+    assert questions(first) == ["i", "ab", "i"]
+    assert groups([(0, 2), (0, 0)]) == [first[0], first[1]]
+    assert source.read == [0, 2, 2]
+    assert groups([(0, 0), (0, 1), (0, 1)])[1].group is source.group(1)
+    assert source.read == [0, 2, 2, 1, 1]
 
 
 def test_sources_are_opened_once_with_delimiter_and_chat(tokenizer):

@@ -98,6 +98,14 @@ def test_labels_that_do_not_match_the_steps_are_refused():
     assert source.group(0).responses[0].steps == (Step(3, 1.0),)
 
 
+def test_a_task_without_demonstrations_names_the_way_out():
+    class Silent(Demonstrated):
+        demonstrations = Task.demonstrations
+
+    with pytest.raises(ConfigError, match=r"'shown' has no demonstrations: sample solutions with `rlhf sample`"):
+        Demonstrations(Silent([])).open()
+
+
 def test_no_demonstrations_and_values_out_of_range_are_refused():
     with pytest.raises(DataError, match="task shown: there are no demonstrations"):
         Demonstrations(Demonstrated([])).open()
@@ -183,6 +191,7 @@ BAD = {
         line("p", question="other?"),
         "field 'question' must be that of the line before",
     ),
+    "nothing to score": (line("q", response="", finished=False), "a response that was cut off is empty"),
     "broken JSON": ('{"task": ', "not valid JSON"),
     "no object": ("[1]", "must be a JSON object, got list"),
 }

@@ -24,11 +24,13 @@ def render_groups(renderer: Renderer, groups: Sequence[JudgedGroup]) -> list[Ren
     prompts = renderer.render([(group.task, index, group.problem) for index, group in enumerate(groups)])
     pairs = [(p, r) for p, group in zip(prompts, groups, strict=True) for r in group.responses]
     together = renderer.encode_with_offsets([prompt.text + response.text for prompt, response in pairs])
-    alone = renderer.encode_with_offsets([response.text for _, response in pairs], plain=True)
+    merged = [both.tokens[: len(p.tokens)] != p.tokens for (p, _), both in zip(pairs, together, strict=True)]
+    apart = [response.text for (_, response), is_merged in zip(pairs, merged, strict=True) if is_merged]
+    alone = iter(renderer.encode_with_offsets(apart, plain=True))
     eos = renderer.eos
     rendered = iter(
-        _response(prompt, response, both, single, eos)
-        for (prompt, response), both, single in zip(pairs, together, alone, strict=True)
+        _response(prompt, response, both, next(alone) if is_merged else None, eos)
+        for (prompt, response), both, is_merged in zip(pairs, together, merged, strict=True)
     )
     return [
         _group(group, prompt, [next(rendered) for _ in group.responses])
@@ -44,12 +46,12 @@ def _group(group: JudgedGroup, prompt: Prompt, rendered: Sequence[_Response]) ->
     return RenderedGroup(group, prompt.tokens, tuple(r[0] for r in rendered), tuple(r[1] for r in rendered))
 
 
-def _response(prompt: Prompt, response: JudgedResponse, both: Encoded, single: Encoded, eos: int) -> _Response:
+def _response(prompt: Prompt, response: JudgedResponse, both: Encoded, alone: Encoded | None, eos: int) -> _Response:
     start = len(prompt.tokens)
-    if both.tokens[:start] == prompt.tokens:
+    if alone is None:
         tokens, spans, shift = both.tokens[start:], both.spans[start:], len(prompt.text)
     else:
-        tokens, spans, shift = single.tokens, single.spans, 0
+        tokens, spans, shift = alone.tokens, alone.spans, 0
     ends = tuple(_last_token(spans, step.end + shift) for step in response.steps)
     tokens = (*tokens, eos) if response.finished else tokens
     if not tokens:

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 from torch.utils.data import DataLoader
 
 from rlhf_lightning.data._edges import EdgeData
-from rlhf_lightning.data._tasks import described, spread
+from rlhf_lightning.data._tasks import spread
 from rlhf_lightning.data.held_out import held_out_keys
-from rlhf_lightning.data.judged import render_groups
+from rlhf_lightning.data.lengths import LengthLimit
 from rlhf_lightning.data.mixing import Mixture
 from rlhf_lightning.data.order import PromptOrder
 from rlhf_lightning.data.render import Renderer
+from rlhf_lightning.data.rendered import RenderedGroups
 from rlhf_lightning.data.seeding import derive_seed
 from rlhf_lightning.errors import ConfigError, DataError
 from rlhf_lightning.protocols import RewardSource
@@ -48,7 +49,8 @@ class RewardData(EdgeData):
         system: The chat's system turn.
         delimiter: What stands between two steps of a response.
         max_tokens: Longest prompt and response together, where the model's context is not limit enough.
-        drop_long: Leave out groups that are too long, with a warning that counts them, instead of refusing them.
+        drop_long: Leave out responses that are too long, and groups of which nothing is left to learn from, with a
+            warning that counts them, instead of refusing them.
         held_out_fraction: Share of the questions held out of training; at least one of each source, unless it is 0.
         eval_batch_size: Groups a batch in validation, test and predict.
         seed: Run seed: the order of groups, and what is held out.
@@ -76,8 +78,8 @@ class RewardData(EdgeData):
         self.max_tokens, self.drop_long = max_tokens, drop_long
         self.held_out_fraction, self.eval_batch_size, self.seed = held_out_fraction, eval_batch_size, seed
         self._check_arguments()
-        self.limit = max_tokens
-        self._renderer: Renderer | None = None
+        self.limit = LengthLimit(max_tokens, drop_long)
+        self._groups: RenderedGroups | None = None
         self._opened = False
         self._train: list[array[int]] = []
         self._held_out: list[array[int]] = []
@@ -100,15 +102,15 @@ class RewardData(EdgeData):
             raise ConfigError("data: delimiter, what stands between two steps, must not be empty")
 
     @property
-    def renderer(self) -> Renderer:
-        """Renders with the bound tokenizer.
+    def groups(self) -> RenderedGroups:
+        """The sources' groups, rendered with the bound tokenizer.
 
         Raises:
             RuntimeError: If none is bound yet.
         """
-        if self._renderer is None:
+        if self._groups is None:
             raise RuntimeError("RewardData: call bind_tokenizer before asking for groups")
-        return self._renderer
+        return self._groups
 
     def bind_tokenizer(self, tokenizer: PreTrainedTokenizerBase, context_length: int | None = None) -> None:
         """Gives the tokenizer, then checks all that can be checked without weights.
@@ -120,8 +122,9 @@ class RewardData(EdgeData):
         Raises:
             RLHFError: As :meth:`check`; if a chat template is asked for and there is none.
         """
-        self.limit = min((n for n in (self.max_tokens, context_length) if n is not None), default=None)
-        self._renderer = Renderer(tokenizer, self.chat, self.system)
+        tokens = min((n for n in (self.max_tokens, context_length) if n is not None), default=None)
+        self.limit = LengthLimit(tokens, self.drop_long)
+        self._groups = RenderedGroups(Renderer(tokenizer, self.chat, self.system), self.sources)
         self.check()
 
     def check(self) -> None:
@@ -162,22 +165,22 @@ class RewardData(EdgeData):
         Raises:
             DataError: If one is too long.
         """
-        renderer = self.renderer
+        groups = self.groups
         orders = [
             PromptOrder(len(train), derive_seed("source", self.seed, number))
             for number, train in enumerate(self._train)
         ]
         places = [(which, self._train[which][orders[which][at]]) for which, at in self._mixture.take(start, count)]
-        wanted = sorted(set(places))  # in the files' order, which costs least to read
-        rendered = render_groups(renderer, [self.sources[which].group(index) for which, index in wanted])
-        self._refuse_long(rendered)
-        groups = dict(zip(wanted, rendered, strict=True))
-        return [groups[place] for place in places]
+        return self._fitted(groups(places))
 
     def held_out_groups(self) -> list[RenderedGroup]:
-        """The held-out groups of all sources, in a fixed order."""
-        rendered = [self._rendered(number, indices) for number, indices in enumerate(self._held_out)]
-        return [group for of_source in rendered for group in of_source]
+        """The held-out groups of all sources, in a fixed order: the first ones have each source in its proportion."""
+        places = [
+            ((nth + 0.5) / len(indices), (number, index))
+            for number, indices in enumerate(self._held_out)
+            for nth, index in enumerate(indices)
+        ]
+        return self._fitted(self.groups([place for _, place in sorted(places)]))
 
     def held_out_batches(self) -> DataLoader[RenderedGroup]:
         """Lists of ``eval_batch_size`` held-out groups."""
@@ -206,6 +209,8 @@ class RewardData(EdgeData):
         self._train = [array("q", (i for i, key in enumerate(of) if key not in held_out)) for of in keys]
         self._held_out = [array("q", (i for i, key in enumerate(of) if key in held_out)) for of in keys]
         for source, train, out in zip(self.sources, self._train, self._held_out, strict=True):
+            if not out and not train:
+                raise DataError(f"data: source {source.label} has no groups")
             if not train:
                 raise DataError(
                     f"data: source {source.label} has {len(out)} groups, all of them held out; none is left to train "
@@ -213,38 +218,24 @@ class RewardData(EdgeData):
                 )
 
     def _fitting(self, number: int, indices: Sequence[int], what: str) -> array[int]:
-        """Those that fit; others are refused, or left out with a warning."""
-        fitting = array("q")
+        """The groups that fit, at least in part; others are refused, or left out with a warning."""
+        fitting, responses, left = array("q"), 0, 0
         for chunk in _chunks(indices):
-            rendered = self._rendered(number, chunk)
-            fits = [self._fits(group) for group in rendered]
-            if not self.drop_long:
-                self._refuse_long(rendered)
-            fitting.extend(index for index, fit in zip(chunk, fits, strict=True) if fit)
+            for index, group in zip(chunk, self.groups([(number, index) for index in chunk]), strict=True):
+                fitted = self.limit.fitted(group)
+                responses += len(group.responses)
+                left += len(fitted.responses) if fitted else 0
+                fitting.extend([index] if fitted else [])
         label = self.sources[number].label
-        if len(fitting) < len(indices):
-            left_out = len(indices) - len(fitting)
-            _log.warning("%d of %d %s of %s are too long and left out", left_out, len(indices), what, label)
+        if left < responses:
+            counts = responses - left, responses, len(indices) - len(fitting), len(indices), what, label
+            _log.warning("%d of %d responses, and %d of %d %s of %s, are too long and left out", *counts)
         if indices and not fitting and what == "groups":
-            raise DataError(f"data: every group of source {label} is longer than {self.limit} tokens")
+            raise DataError(f"data: every group of source {label} is longer than {self.limit.tokens} tokens")
         return fitting
 
-    def _rendered(self, number: int, indices: Sequence[int]) -> list[RenderedGroup]:
-        return render_groups(self.renderer, [self.sources[number].group(index) for index in indices])
-
-    def _fits(self, group: RenderedGroup) -> bool:
-        return self.limit is None or len(group.prompt) + max(map(len, group.responses)) <= self.limit
-
-    def _refuse_long(self, groups: Sequence[RenderedGroup]) -> None:
-        for group in groups:
-            if not group.prompt:
-                raise DataError(f"{described(group.group.task, group.group.problem)} is empty: it has no tokens")
-            if not self._fits(group):
-                raise DataError(
-                    f"{described(group.group.task, group.group.problem)}: prompt and longest response have "
-                    f"{len(group.prompt)} + {max(map(len, group.responses))} tokens, but at most {self.limit} fit. "
-                    "Shorten it, or set data's drop_long: true"
-                )
+    def _fitted(self, groups: Sequence[RenderedGroup]) -> list[RenderedGroup]:
+        return [fitted for group in groups if (fitted := self.limit.fitted(group)) is not None]
 
 
 def _chunks(indices: Sequence[int]) -> Iterator[Sequence[int]]:

@@ -162,7 +162,10 @@ class FileSource(RewardSource):
         return dict(self._counts)
 
     def _parsed(self, rows: RowFile, index: int) -> JudgedGroup | None:
-        group = self.parse(Field.of(rows[index]))
+        row = rows[index]
+        group = self.parse(Field.of(row))
+        if group is not None and any(not response.text and not response.finished for response in group.responses):
+            raise DataError(f"{row.place}: a response that was cut off is empty, so there is nothing to score")
         if group is None or self.max_solutions is None or group.pairs:
             return group
         return replace(group, responses=group.responses[: self.max_solutions])

@@ -44,10 +44,17 @@ class Demonstrations(RewardSource):
         """Draws the demonstrations.
 
         Raises:
+            ConfigError: If the task has none to give.
             DataError: If there are none, or a demonstration has another number of steps than of labels.
         """
+        try:
+            drawn = islice(self.task.demonstrations(), self.size)
+        except NotImplementedError as error:
+            raise ConfigError(
+                f"{error}: sample solutions with `rlhf sample` and read them with {{name: solutions, path: …}}"
+            ) from error
         found: dict[str, tuple[Problem, list[JudgedResponse]]] = {}
-        for demonstration in islice(self.task.demonstrations(), self.size):
+        for demonstration in drawn:
             _, responses = found.setdefault(demonstration.problem.id, (demonstration.problem, []))
             if self.max_solutions is None or len(responses) < self.max_solutions:
                 responses.append(self._judged(demonstration, delimiter))
