@@ -39,6 +39,13 @@ from rlhf_lightning.functional.process import process_advantages
 from rlhf_lightning.functional.reward_loss import centering_loss, correctness_loss, preference_loss
 from rlhf_lightning.functional.sequence_ratio import sequence_log_ratio, sequence_policy_loss
 from rlhf_lightning.functional.shaping import asymmetric_shrink, clip_rewards, soft_overlong
+from rlhf_lightning.functional.step_labels import (
+    first_wrong_step,
+    hard_step_labels,
+    next_probe,
+    search_step_labels,
+    soft_step_labels,
+)
 from rlhf_lightning.functional.step_scores import STEP_AGGREGATIONS, aggregate_steps
 from rlhf_lightning.functional.value_loss import clipped_value_loss
 
@@ -65,9 +72,11 @@ __all__ = [
     "discounted_returns",
     "effective_sample_share",
     "equal_groups",
+    "first_wrong_step",
     "gae",
     "group_center",
     "group_normalize",
+    "hard_step_labels",
     "importance_log_weights",
     "kl_cov_loss",
     "kl_k1",
@@ -82,15 +91,18 @@ __all__ = [
     "masked_sum",
     "masked_var",
     "masked_whiten",
+    "next_probe",
     "pack_groups",
     "pass_at_n",
     "preference_loss",
     "process_advantages",
     "random_marks",
     "row_starts",
+    "search_step_labels",
     "sequence_log_ratio",
     "sequence_policy_loss",
     "soft_overlong",
+    "soft_step_labels",
     "split_by_budget",
     "token_covariance",
     "token_logprobs",

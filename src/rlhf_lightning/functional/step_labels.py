@@ -38,7 +38,7 @@ def soft_step_labels(successes: Tensor, rollouts: Tensor) -> Tensor:
 
 
 def next_probe(good: Mapping[int, bool], steps: int) -> int | None:
-    """The prefix to ask about next, in a binary search for the first wrong step (OmegaPRM, 2406.06592, §3.1).
+    """The prefix to ask about next, in a binary search for the first wrong step (OmegaPRM, 2406.06592).
 
     A prefix is good if any of its completions is right. The empty prefix counts as good and the whole solution, of
     ``steps`` steps, is known to be wrong, so there is a first bad prefix if badness stays once it has come. Each answer

@@ -79,12 +79,8 @@ def _own_tokens(prompt: Prompt, both: Encoded, single: Encoded) -> _Own:
     kept = both.tokens[:start] == prompt.tokens
     encoded = Encoded(both.tokens[start:], both.spans[start:]) if kept else single
     shift = len(prompt.text) if kept else 0
-    nexts = [*(first for first, _ in encoded.spans[1:]), float("inf")]
-    whole = [
-        (end, count)
-        for count, ((_, end), after) in enumerate(zip(encoded.spans, nexts, strict=True), 1)
-        if after >= end
-    ]
+    spans = encoded.spans
+    whole = [(end, i) for i, (_, end) in enumerate(spans, 1) if i == len(spans) or spans[i][0] >= end]
     return _Own(encoded.tokens, {end - shift: count for end, count in whole})
 
 

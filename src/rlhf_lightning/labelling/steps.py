@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from rlhf_lightning.data._tasks import as_list
 from rlhf_lightning.data.render import Renderer
+from rlhf_lightning.data.steps import step_starts
 from rlhf_lightning.errors import ConfigError, DataError, RunFolderError
 from rlhf_lightning.labelling.completions import Completions
 from rlhf_lightning.labelling.output import Output
@@ -178,7 +179,7 @@ class LabelSteps:
         counts, text = self.completions.counts(steps), steps.solution.response
         ends, right = steps.ends, steps.solution.right
         labels = self.method.labels(counts, len(ends), right) if ends else []
-        starts = [0, *(len(prefix) for prefix in steps.prefixes)]
+        starts = step_starts(text, self.delimiter)
         return {
             **steps.solution.fields,
             "steps": [
