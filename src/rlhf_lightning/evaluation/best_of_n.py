@@ -54,7 +54,7 @@ class BestOfN:
     """Accuracy of the sample that a reward model prefers among N, for N up to the size of the pools.
 
     Beside it stand the oracle (pass@N), the most frequent answer, and the pool's mean. Every number is the exact mean
-    over all subsets of N of a pool (the majority's: over at most 2000), with a 95 % bootstrap interval over prompts.
+    over all subsets of N of a pool (the majority's: over at most 2048), with a 95 % bootstrap interval over prompts.
     Scores are kept in ``out``: what has been scored is not scored again.
 
     Args:
@@ -165,7 +165,8 @@ class BestOfN:
 
     def _ask(self, rater: Rater, pool: Pool) -> Grid:
         rater.judge.to(find_device(self.device))
-        with Progress(console=Console(stderr=True), transient=True) as progress:
+        screen = Console(stderr=True)
+        with Progress(console=screen, transient=True, disable=not screen.is_terminal) as progress:
             bar = progress.add_task(f"{rater.label} scores {pool.generator}", total=pool.prompts * pool.size)
             scores = rater.judge.score(pool.groups, lambda count: progress.advance(bar, count))
         unscored = sum(score is None for row in scores for score in row)

@@ -9,8 +9,8 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-DRAWS = 2000
-"""Subsets that stand for all of them where there are more."""
+DRAWS = 2048
+"""Subsets that stand for all of them where there are more; all 2016 pairs of 64 samples are looked at."""
 
 
 def majority_at_n(

@@ -93,7 +93,7 @@ class Client:
     def _sentence(self, failure: _Failed, attempts: int) -> str:
         tried = "1 attempt" if attempts == 1 else f"{attempts} attempts"
         hint = f" ({failure.hint})" if failure.hint else ""
-        return f"the scoring server at {self.url} gave no scores in {tried}: {failure}{hint}"
+        return f"the scoring server at {self.url} gave no answer in {tried}: {failure}{hint}"
 
 
 class _Failed(Exception):

@@ -81,7 +81,7 @@ class RemoteScorer(Scorer):
             ConfigError: If the aggregation means nothing for its model, or the token is missing.
         """
         try:
-            health = self.client.ask("/health", retries=0)
+            health = self._health()
             if not isinstance(health, dict) or not isinstance(health.get("model"), str):
                 raise RemoteError(f"{self.url}/health does not name a model (is a token missing?)")
             self._same_model(health["model"])
@@ -92,6 +92,12 @@ class RemoteScorer(Scorer):
                 )
         except RLHFError as error:
             raise type(error)(f"scorer {self.name}: {error}") from error
+
+    def _health(self) -> Any:
+        try:
+            return self.client.ask("/health", retries=0)
+        except RemoteError as error:
+            raise RemoteError(f"{error}. Serve a reward model with: rlhf serve-rm --path=FOLDER --port=PORT") from error
 
     def identity(self) -> str:
         """That of the served model, as the last answer named it."""
