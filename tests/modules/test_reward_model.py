@@ -16,6 +16,7 @@ from rlhf_lightning.errors import ConfigError, DataError
 from rlhf_lightning.models import LoRA, TinyLlama
 from rlhf_lightning.models.reward_folder import RewardModelFolder
 from rlhf_lightning.models.scoring import score_groups
+from rlhf_lightning.models.sources import EMBEDDED, Folder
 from rlhf_lightning.modules import RewardModel
 
 
@@ -162,6 +163,24 @@ def test_gradient_checkpointing_changes_nothing(tmp_path):
 def test_what_cannot_be(changed, message):
     with pytest.raises(ConfigError, match=message):
         module(**changed)
+
+
+def test_weights_in_bfloat16_train_and_export(tmp_path):
+    data = FakeRewardData()
+    trained = module(backbone=Folder(str(EMBEDDED / "arithmetic"), dtype="bfloat16"), lora=LoRA(rank=2))
+    trainer(tmp_path, callbacks=[RewardModelExport(tmp_path)], max_epochs=2).fit(trained, datamodule=data)
+    assert {p.dtype for p in trained.model.parameters()} == {torch.bfloat16}
+    source = RewardModelFolder(str(tmp_path / "reward_model"), dtype="bfloat16")
+    got, want = (
+        [s.final for own in score_groups(m, data.held_out_groups(), process=True, token_budget=500) for s in own]
+        for m in (source.load(), trained.model)
+    )
+    assert got == pytest.approx(want, abs=0.05) and len(set(want)) > 5
+
+
+def test_a_precision_that_converts_weights_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"bf16-true is not for packed batches.*set dtype"):
+        trainer(tmp_path, precision="bf16-true").fit(module(), datamodule=FakeRewardData())
 
 
 def test_preflight_refuses_before_any_weights(tmp_path, monkeypatch):

@@ -116,10 +116,16 @@ class EdgeModule(LightningModule):
         """Preflight, for those who don't come through the command line.
 
         Raises:
-            ConfigError: If there is more than one process.
+            ConfigError: If there is more than one process, or a precision that Lightning would convert weights to.
         """
         if self.trainer.world_size > 1:
             raise ConfigError(f"trainer.devices: this version trains in one process, got {self.trainer.world_size}")
+        precision = str(self.trainer.precision)
+        if precision.endswith("-true") and precision != "32-true":
+            raise ConfigError(
+                f"trainer.precision: {precision} is not for packed batches. For weights of that type, leave it out and "
+                "set dtype of the model's source; for fp32 weights and faster products, take bf16-mixed"
+            )
         self.preflight(self.data)
 
     def tell_callbacks(self) -> None:

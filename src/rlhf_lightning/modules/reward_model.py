@@ -106,6 +106,7 @@ class RewardModel(EdgeModule):
         )
         self.scalar: PreTrainedModel | None = None
         self._of_data = ""
+        self._looked_at: RewardData | None = None
         self._gathered = RewardMetrics()
 
     @property
@@ -133,11 +134,13 @@ class RewardModel(EdgeModule):
     # ---- before the first update ------------------------------------------------------------------------------------
 
     def preflight(self, data: RewardData) -> None:
-        """Checks all that can be checked without weights: architecture, tokenizer, data, the first update.
+        """Checks, once, all that can be checked without weights: architecture, tokenizer, data, the first update.
 
         Raises:
             RLHFError: Naming what cannot be.
         """
+        if self._looked_at is data:
+            return
         config = self.backbone_source.config()
         context = config.get_text_config().max_position_embeddings
         bare = skeleton(config)
@@ -153,6 +156,7 @@ class RewardModel(EdgeModule):
                 f"supervision is process, but no step of the first {len(first)} groups has a label. Label them with: "
                 "rlhf label-steps, or set supervision: outcome"
             )
+        self._looked_at = data
 
     def describe(self) -> str:
         """What an epoch is, and what is known of the data after the preflight."""
