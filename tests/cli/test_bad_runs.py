@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from rlhf_lightning.cli import main
 from rlhf_lightning.models import TinyLlama
@@ -136,3 +138,30 @@ def test_unwritable_run_folder(fit, tmp_path):
 def test_prompt_and_response_over_the_token_budget(fit):
     error = fit("--model.init_args.token_budget=8")
     assert "token_budget" in error
+
+
+def test_gae_without_a_critic(fit):
+    error = fit("--model.init_args.advantage=gae")
+    assert "GAE needs the values of a critic" in error and "PPOModule" in error
+
+
+PPO = ("--config", "tiny/ppo.yaml")
+
+
+def test_critic_whose_vocabulary_differs(fit):
+    error = fit(*PPO, "--model.init_args.critic=smollm2-135m-instruct")
+    assert "critic: its tokenizer is not the policy's" in error and "leave critic out" in error
+
+
+def test_reward_model_without_a_head_as_critic(fit, tmp_path):
+    source = TinyLlama(hidden=32, layers=1, heads=2)
+    source.tokenizer().save_pretrained(tmp_path / "lm")
+    source.config().save_pretrained(tmp_path / "lm")
+    save_file({"lm_head.weight": torch.zeros(1)}, tmp_path / "lm" / "model.safetensors")
+    error = fit(*PPO, '--model.init_args.critic={"name": "reward-model", "path": "lm"}')
+    assert "no scalar head" in error and "tiny/orm.yaml" in error
+
+
+def test_critic_of_its_own_and_shared(fit):
+    error = fit(*PPO, "--model.init_args.critic=tiny-llama", "--model.init_args.shared_backbone=true")
+    assert "shared_backbone" in error and "leave critic out" in error

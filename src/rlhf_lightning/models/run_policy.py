@@ -61,11 +61,16 @@ class RunPolicy(ModelSource):
         Raises:
             ConfigError: If the checkpoint holds no policy, or another model's.
         """
+        model = self.load_adapted()
+        merged: PreTrainedModel = model.merge_and_unload() if self._lora else model  # type: ignore[operator]
+        return merged
+
+    def load_adapted(self) -> PreTrainedModel:
+        """As ``load``, but with adapters as they were trained, where the run has any."""
         model = trainable(self.source.load(), lora=self._lora, gradient_checkpointing=False)
         load_policy_weights(model, self.checkpoint)
-        merged: Any = model.merge_and_unload() if self._lora else model  # type: ignore[operator]
-        merged.eval()
-        return merged  # type: ignore[no-any-return]
+        model.eval()  # type: ignore[no-untyped-call]
+        return model
 
     def identity(self) -> str:
         """What the run started from, with the SHA-256 of the checkpoint's first and last MiB."""
