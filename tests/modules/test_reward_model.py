@@ -114,6 +114,15 @@ def test_the_exported_folder_scores_like_the_trained_model(tmp_path, lora):
     assert not list(tmp_path.glob(".reward_model*"))
 
 
+def test_an_exported_folder_is_measured_and_trained_on(tmp_path):
+    first, data = module(), FakeRewardData()
+    trainer(tmp_path, callbacks=[RewardModelExport(tmp_path)], max_epochs=2).fit(first, datamodule=data)
+    again = module(backbone=Folder(str(tmp_path / "reward_model")))
+    (measured,) = trainer(tmp_path).test(again, datamodule=FakeRewardData(), verbose=False)
+    assert measured == pytest.approx(first.measure(), abs=1e-5)
+    assert measured["held_out/correctness_loss"] != pytest.approx(0.6931, abs=1e-3)
+
+
 def test_lora_trains_adapters_and_head_alone(tmp_path):
     trained = module(lora=LoRA(rank=2), head_lr=1e-2)
     before = trained.backbone_source.load().state_dict()

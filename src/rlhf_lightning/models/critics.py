@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.models.lora import LoRA
 from rlhf_lightning.models.packed import check_packable, head_logprobs, packed_hidden_states, packed_logprobs
-from rlhf_lightning.models.prepare import skeleton, trainable
+from rlhf_lightning.models.prepare import skeleton, trainable_scalar
 from rlhf_lightning.models.scalar import head_outputs, packed_scalars, scalar_model
 from rlhf_lightning.protocols import ModelSource
 from rlhf_lightning.types import PackedSequences
@@ -94,7 +94,7 @@ class SharedHead(Critic):
 
 def own_critic(source: ModelSource, *, lora: LoRA | None, gradient_checkpointing: bool) -> OwnCritic:
     """A critic from a source of its own: a reward model with its head, or a causal LM under a new one."""
-    return OwnCritic(_ready(source.load(), lora, gradient_checkpointing))
+    return OwnCritic(trainable_scalar(source.load(), lora=lora, gradient_checkpointing=gradient_checkpointing))
 
 
 def adapter_critic(policy: PreTrainedModel, *, lora: LoRA, gradient_checkpointing: bool) -> OwnCritic:
@@ -110,13 +110,7 @@ def adapter_critic(policy: PreTrainedModel, *, lora: LoRA, gradient_checkpointin
     """
     weights = {id(p): p for p in policy.parameters()}
     bare = copy.deepcopy(policy, weights).unload()  # type: ignore[operator]
-    return OwnCritic(_ready(bare, lora, gradient_checkpointing))
-
-
-def _ready(model: PreTrainedModel, lora: LoRA | None, gradient_checkpointing: bool) -> PreTrainedModel:
-    headed = model if hasattr(model, "score") else scalar_model(model)
-    made = trainable(headed, lora=None, gradient_checkpointing=gradient_checkpointing)
-    return lora.under_head(made) if lora else made
+    return OwnCritic(trainable_scalar(bare, lora=lora, gradient_checkpointing=gradient_checkpointing))
 
 
 def check_critic_source(source: ModelSource, tokenizer: PreTrainedTokenizerBase) -> None:

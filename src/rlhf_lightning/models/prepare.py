@@ -10,6 +10,7 @@ from torch import nn
 
 from rlhf_lightning.models.lean import make_lean
 from rlhf_lightning.models.lora import LoRA
+from rlhf_lightning.models.scalar import scalar_model
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -24,6 +25,13 @@ def trainable(model: PreTrainedModel, *, lora: LoRA | None, gradient_checkpointi
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return lora(model) if lora else model
+
+
+def trainable_scalar(model: PreTrainedModel, *, lora: LoRA | None, gradient_checkpointing: bool) -> PreTrainedModel:
+    """As :func:`trainable`, with a scalar head: the model's own if it has one, else a new one that begins at 0."""
+    headed = model if hasattr(model, "score") else scalar_model(model)
+    made = trainable(headed, lora=None, gradient_checkpointing=gradient_checkpointing)
+    return lora.under_head(made) if lora else made
 
 
 def skeleton(config: PretrainedConfig) -> PreTrainedModel:

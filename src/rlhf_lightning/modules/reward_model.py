@@ -16,8 +16,8 @@ from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.metrics.reward import RewardMetrics
 from rlhf_lightning.models.lora import LoRA, merged_copy
 from rlhf_lightning.models.packed import check_packable
-from rlhf_lightning.models.prepare import skeleton, trainable
-from rlhf_lightning.models.reward_folder import RewardCard, save_reward_model
+from rlhf_lightning.models.prepare import skeleton, trainable_scalar
+from rlhf_lightning.models.reward_folder import RewardCard, save_reward_model, with_head
 from rlhf_lightning.models.scalar import packed_scalars, scalar_head, scalar_model
 from rlhf_lightning.models.scoring import score_groups
 from rlhf_lightning.modules._edges import EdgeModule
@@ -50,6 +50,7 @@ class RewardModel(EdgeModule):
 
     Args:
         backbone: The causal LM to start from (the SFT model); its LM head is replaced by a scalar one that begins at 0.
+            Or a reward model's folder, whose head goes on.
         supervision: ``outcome`` (final tokens alone) or ``process`` (step labels too, where there are any).
         optimizer: Makes the optimizer from the parameter groups ``backbone`` and ``head``.
         batch_size: Groups an update: questions with their solutions, or preference pairs.
@@ -97,7 +98,7 @@ class RewardModel(EdgeModule):
         check_choice(average, ("places", "responses"), "average")
         _check_sizes(batch_size=batch_size, updates_per_epoch=updates_per_epoch, token_budget=token_budget)
         _check_weights(correctness_weight, preference_weight, centering, task_weights or {})
-        self.backbone_source, self.supervision = backbone, supervision
+        self.backbone_source, self.supervision = with_head(backbone), supervision
         self.batch_size, self._updates, self.token_budget = batch_size, updates_per_epoch, token_budget
         self.centering, self.head_lr = centering, head_lr
         self.lora, self.gradient_checkpointing = lora, gradient_checkpointing
@@ -169,9 +170,9 @@ class RewardModel(EdgeModule):
     def configure_model(self) -> None:
         """Loads the backbone and puts the head on it."""
         if self.scalar is None:
-            headed = scalar_model(self.backbone_source.load())
-            made = trainable(headed, lora=None, gradient_checkpointing=self.gradient_checkpointing)
-            self.scalar = self.lora.under_head(made) if self.lora else made
+            self.scalar = trainable_scalar(
+                self.backbone_source.load(), lora=self.lora, gradient_checkpointing=self.gradient_checkpointing
+            )
 
     def parameter_groups(self) -> dict[str, Iterable[torch.nn.Parameter]]:
         """The backbone's parameters, and the head's."""
