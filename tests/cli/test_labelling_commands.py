@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from rlhf_lightning.data.reward_sources.solutions import Solutions
+
 SAMPLE = ["sample", "--config", "tiny/sample.yaml", "--prompts", "6", "--samples", "4"]
 LABEL = ["label-steps", "--config", "tiny/label_steps.yaml", "--rollouts", "2"]
 
@@ -26,6 +28,18 @@ def test_the_shipped_configurations_work_one_after_the_other(rlhf, folder: Path)
     given, found = rows(folder / "data/tiny-solutions.jsonl"), rows(folder / "data/tiny-steps.jsonl")
     assert [row["response"] for row in found] == [row["response"] for row in given]
     assert {step["label"] for row in found for step in row["steps"]} == {0.0, 1.0}
+    assert groups_of("data/tiny-steps.jsonl") == [
+        [(row["correct"], [(step["end"], step["label"]) for step in row["steps"]]) for row in found[at : at + 4]]
+        for at in range(0, 24, 4)
+    ]
+
+
+def groups_of(path: str) -> list[list[tuple]]:
+    """The groups that a reward model trains on, as labels."""
+    source = Solutions(path)
+    source.open()
+    groups = [source.group(index) for index in range(len(source))]
+    return [[(r.correct, [(step.end, step.label) for step in r.steps]) for r in group.responses] for group in groups]
 
 
 @pytest.mark.parametrize(
