@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -63,31 +62,40 @@ def test_soft_labels_put_right_steps_above_wrong_ones(tmp_path: Path):
     assert above >= 0.9
 
 
-DEMONSTRATED = ["--demonstrations", "3000", "--questions_per_batch", "8"]
+SMALL = ["--questions_per_batch", "4"]
+WORDS = {
+    "sample": ["--config", "tiny/sample.yaml", "--prompts", "128", "--prompts_per_batch", "4"],
+    "label-steps": ["--config", "tiny/label_steps.yaml", "--solutions=null", "--demonstrations=500", *SMALL],
+}
 
 
-def command(*words: str) -> list[str]:
-    return [sys.executable, "-m", "rlhf_lightning.cli", *words]
+def command(name: str, out: Path) -> list[str]:
+    words = [*WORDS[name], "--out", str(out)]
+    return [sys.executable, "-m", "rlhf_lightning.cli", name, *words]
+
+
+@pytest.fixture(scope="module", params=WORDS)
+def uninterrupted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, bytes]:
+    """A command, and what it writes when nobody stops it."""
+    out = tmp_path_factory.mktemp("whole") / "whole.jsonl"
+    subprocess.run(command(request.param, out), check=True, capture_output=True, timeout=300)
+    return request.param, out.read_bytes()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
-@pytest.mark.parametrize("name", ["sample", "label-steps"])
-def test_a_killed_process_is_gone_on_with(tmp_path: Path, name: str, number: int, code: int):
-    words = {
-        "sample": ["sample", "--config", "tiny/sample.yaml", "--prompts_per_batch", "8"],
-        "label-steps": ["label-steps", "--config", "tiny/label_steps.yaml", "--solutions", "null", *DEMONSTRATED],
-    }[name]
-    killed, whole = tmp_path / "killed.jsonl", tmp_path / "whole.jsonl"
-    process = subprocess.Popen(command(*words, "--out", str(killed)), stderr=subprocess.PIPE, cwd=tmp_path)
+def test_a_killed_process_is_gone_on_with(tmp_path: Path, uninterrupted: tuple[str, bytes], number: int, code: int):
+    name, whole = uninterrupted
+    out = tmp_path / "killed.jsonl"
+    process = subprocess.Popen(command(name, out), stderr=subprocess.PIPE)
     deadline = time.monotonic() + 120
-    while not (killed.exists() and killed.stat().st_size > 20_000):
+    while not (out.exists() and out.stat().st_size > 20_000):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.005)
-    os.kill(process.pid, number)
-    _, said = process.communicate(timeout=60)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=120)
     assert process.returncode == code
     assert (b"Go on where it was with: rlhf " + name.encode() in said) == (number != signal.SIGKILL)
-    for path in (killed, whole):
-        subprocess.run(command(*words, "--out", str(path)), check=True, cwd=tmp_path, capture_output=True, timeout=300)
-    assert killed.read_bytes() == whole.read_bytes()
+    assert len(out.read_bytes()) < len(whole)
+    subprocess.run(command(name, out), check=True, capture_output=True, timeout=300)
+    assert out.read_bytes() == whole

@@ -38,5 +38,7 @@ class LabelSummary:
                 f"right (label at least 0.5): {self.right / known:.1%} of the steps; "
                 f"a wrong step in {self.with_error / max(1, self.solutions):.1%} of the solutions; "
                 f"unknown: {self.unknown} steps",
+                "train on them: rlhf fit --config tiny/prm.yaml "
+                f"--data.sources '[{{name: solutions, path: {output.path}}}]'",
             ]
         )
