@@ -147,6 +147,14 @@ def test_checkpointed_activations_give_the_same_weights(tmp_path):
             torch.testing.assert_close(weights(again.critic)[name], tensor, atol=1e-5, rtol=0)
 
 
+def test_one_sample_a_prompt_is_enough_for_a_critic(tmp_path, record):
+    module = ppo(scorers=[EvenTokens()], samples_per_prompt=1, prompts_per_rollout=16)
+    fit(module, tmp_path, [record], max_epochs=2)
+    assert record.rows[1]["advantage/mean"] == pytest.approx(0.0, abs=1e-5)
+    assert record.rows[1]["advantage/abs_mean"] > 0.1
+    assert record.rows[1]["value/mean"] != 0.0
+
+
 def test_group_normalized_rewards_come_before_gae(tmp_path):
     seen = []
 
