@@ -10,6 +10,7 @@ from rlhf_lightning.advantages import GAE, Reinforce
 from rlhf_lightning.data.prompts import PromptData
 from rlhf_lightning.errors import ConfigError, ModelSourceError, NonFiniteError
 from rlhf_lightning.kl import KLTerm
+from rlhf_lightning.losses import ClippedValue
 from rlhf_lightning.models import LoRA, TinyLlama
 from rlhf_lightning.models.critics import SharedHead
 from rlhf_lightning.models.reward_folder import RewardCard, RewardModelFolder, save_reward_model
@@ -146,6 +147,14 @@ def test_checkpointed_activations_give_the_same_weights(tmp_path):
             torch.testing.assert_close(weights(again.critic)[name], tensor, atol=1e-5, rtol=0)
 
 
+def test_one_sample_a_prompt_is_enough_for_a_critic(tmp_path, record):
+    module = ppo(scorers=[EvenTokens()], samples_per_prompt=1, prompts_per_rollout=16)
+    fit(module, tmp_path, [record], max_epochs=2)
+    assert record.rows[1]["advantage/mean"] == pytest.approx(0.0, abs=1e-5)
+    assert record.rows[1]["advantage/abs_mean"] > 0.1
+    assert record.rows[1]["value/mean"] != 0.0
+
+
 def test_group_normalized_rewards_come_before_gae(tmp_path):
     seen = []
 
@@ -207,9 +216,10 @@ class FirstIs(RewardTransform):
         return Rewards(values, rewards.group_size, rewards.lengths, rewards.finished)
 
 
+@pytest.mark.parametrize("whiten", [False, True])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_updates_that_are_not_finite_are_skipped_and_counted(tmp_path, record, value):
-    bad = ppo(scorers=[EvenTokens()], reward_transforms=[FirstIs(value)], advantage=GAE(whiten=False))
+def test_updates_that_are_not_finite_are_skipped_and_counted(tmp_path, record, value, whiten):
+    bad = ppo(scorers=[EvenTokens()], reward_transforms=[FirstIs(value)], advantage=GAE(whiten=whiten))
     started: dict = {}
     bad.on_train_start = lambda: started.update(policy=weights(bad.policy), critic=weights(bad.critic))
     fitted = fit(bad, tmp_path, [record])
@@ -229,10 +239,31 @@ def test_a_skipped_update_changes_nothing(tmp_path):
 
 
 def test_too_many_in_a_row_end_the_run(tmp_path):
-    bad = ppo(scorers=[EvenTokens()], reward_transforms=[FirstIs(math.nan)], max_nonfinite_in_a_row=4)
-    with pytest.raises(NonFiniteError, match="gradient of policy was not finite in 4 updates in a row"):
+    settings = {"updates_per_rollout": 1, "max_nonfinite_in_a_row": 3}
+    bad = ppo(scorers=[EvenTokens()], reward_transforms=[FirstIs(math.nan)], **settings)
+    with pytest.raises(NonFiniteError, match="gradient of policy and critic was not finite in 3 updates in a row"):
         fit(bad, tmp_path, max_epochs=5)
-    assert bad.rollout_index == 1
+    assert bad.rollout_index == 2
+
+
+@pytest.mark.parametrize("kind", ["own", "shared", "adapters"])
+def test_mixed_precision_starts_at_the_values_of_the_rollout(tmp_path, record, kind):
+    """Values are those of training steps: a first update that begins elsewhere would already be clipped by a hair."""
+    settings = {"updates_per_rollout": 1, "value_loss": ClippedValue(1e-6), "advantage": GAE(lam=1.0)}
+    module = ppo(scorers=[EvenTokens()], **settings, **KINDS[kind])
+    make = module._make_critic
+
+    def with_a_head():
+        critic = make()
+        head = critic.head if kind == "shared" else critic.model.score
+        torch.nn.init.constant_(head.weight, 0.1)
+        return critic
+
+    module._make_critic = with_a_head
+    fit(module, tmp_path, [record], precision="bf16-mixed")
+    assert record.rows[0]["value/mean"] != 0.0
+    assert record.rows[0]["ratio/mean"] == pytest.approx(1.0, abs=1e-6)
+    assert record.rows[0]["value/clipped"] == 0.0
 
 
 @pytest.mark.parametrize("rule", ["keep", "mask"])

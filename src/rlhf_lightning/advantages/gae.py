@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional import gae, masked_whiten
 from rlhf_lightning.protocols import AdvantageEstimator
@@ -20,7 +23,8 @@ class GAE(AdvantageEstimator):
         gamma: Discount a token, in [0, 1].
         lam: lambda, in [0, 1]: 0 trusts the critic, 1 the sampled return.
         whiten: Scale the advantages to mean 0 and variance 1 over all tokens of the rollout, as a last step. The
-            critic's targets are made before and stay in the unit of the rewards.
+            critic's targets are made before and stay in the unit of the rewards. Responses whose advantages are not
+            finite keep them and are left out of the statistics, so that they spoil no update but their own.
     """
 
     needs_critic = True
@@ -36,4 +40,9 @@ class GAE(AdvantageEstimator):
         if rewards.baseline is None:
             raise ConfigError("advantage gae: there are no critic values; it is for PPOModule")
         values, returns = gae(rewards.values, rewards.baseline, rewards.mask, gamma=self.gamma, lam=self.lam)
-        return Advantages(masked_whiten(values, rewards.mask) if self.whiten else values, returns)
+        return Advantages(_whitened(values, rewards.mask) if self.whiten else values, returns)
+
+
+def _whitened(values: Tensor, mask: Tensor) -> Tensor:
+    finite = values.isfinite()
+    return torch.where(finite, masked_whiten(values, mask & finite), values)
