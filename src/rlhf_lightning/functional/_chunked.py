@@ -6,8 +6,8 @@ With z the logits of a row, m the largest of them, e = exp(z - m), s = sum_v e_v
     H       = -sum_v p_v log p_v         d H / d z       = -p (log p + H)
 
 The residual e - s 1_t is made in place from the logits, and every gradient is linear in it: with g the gradient from
-above and a = -g / s, d hidden = a (residual W), d W = residual^T (a hidden) and d b = residual^T a. Of d W the transpose
-is summed up: so the small hidden states are laid out anew for the product, not the residuals.
+above and a = -g / s, d hidden = a (residual W), d W = residual^T (a hidden) and d b = residual^T a. Of d W it is the
+transpose that is summed up: so the small hidden states are laid out anew for the product, not the residuals.
 """
 
 from __future__ import annotations

@@ -67,7 +67,9 @@ def attend(qkv: Tensor, heads: Heads, layout: AttentionLayout) -> Attended:
     return Attended(attended_row(outs, layout).to(qkv.dtype), slots, tuple(outs))
 
 
-def attended_row(outs: list[tuple[Tensor, Tensor]] | tuple[tuple[Tensor, Tensor], ...], layout: AttentionLayout) -> Tensor:
+def attended_row(
+    outs: list[tuple[Tensor, Tensor]] | tuple[tuple[Tensor, Tensor], ...], layout: AttentionLayout
+) -> Tensor:
     """(N, H·D) of the row from the blocks' outputs."""
     flat = torch.cat([out.transpose(1, 2).flatten(2).flatten(0, 1) for out, _ in outs])
     return flat.index_select(0, layout.scatter)
@@ -107,7 +109,9 @@ def attend_backward(
         for into, d in ((d_key, dk.transpose(1, 2)), (d_value, dv.transpose(1, 2))):
             into[rows].view(n, length, heads.keys, -1).copy_(d[:, -length:])
             if number:
-                _add_to_prompts(into[:size].view(*layout.prompts, heads.keys, -1), d, layout.responses[number - 1].prompts)
+                _add_to_prompts(
+                    into[:size].view(*layout.prompts, heads.keys, -1), d, layout.responses[number - 1].prompts
+                )
         start = rows.stop
     return gradient.flatten(1).index_select(0, layout.scatter).to(grad.dtype)
 

@@ -1,4 +1,4 @@
-"""The Llama family's modules in fewer passes over memory, for training on CPU: same values and gradients up to rounding.
+"""The Llama family's modules in fewer passes over memory, for training on CPU: the same up to rounding.
 
 With x a row, g the gradient from above and s(a) = a·sigmoid(a), beside the norm of ``models.lean_norm``:
 
@@ -48,10 +48,10 @@ def make_lean(model: nn.Module) -> nn.Module:
             module.forward = partial(norm_forward, module)
         elif name in MLPS and _is_silu(module.act_fn):
             module.forward = partial(mlp_forward, module)
-        elif name in LAYERS and _is_silu(module.mlp.act_fn):
+        elif name in LAYERS and _is_silu(module.mlp.act_fn):  # type: ignore[union-attr]
             module.forward = partial(layer_forward, module)
         elif type(module) is nn.Linear:
-            module.forward = partial(linear_forward, module)
+            module.forward = partial(linear_forward, module)  # type: ignore[method-assign]
     return model
 
 
@@ -79,16 +79,24 @@ def linear_forward(module: Any, x: Tensor) -> Tensor:
 
 def layer_forward(module: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """(1, N, H) of a packed row to (1, N, H); other calls go to the module's own forward."""
-    layout, positions = kwargs.get("packed_layout"), kwargs.get("position_embeddings")
-    weights = None if args or layout is None or positions is None else _weights_of(module, hidden_states)
+    layout: Any = kwargs.get("packed_layout")
+    weights = None if args or layout is None else _weights_of(module, hidden_states)
     if weights is None:
         return type(module).forward(module, hidden_states, *args, **kwargs)  # type: ignore[no-any-return]
-    attention = module.self_attn
-    dim = attention.head_dim
-    heads = Heads(weights[1].shape[0] // dim, weights[2].shape[0] // dim, dim, attention.scaling)
+    attention, of_query, of_key = module.self_attn, weights[1], weights[2]
+    assert of_query is not None
+    assert of_key is not None
+    dim: int = attention.head_dim
+    heads = Heads(len(of_query) // dim, len(of_key) // dim, dim, attention.scaling)
     setting = Setting(heads, layout, module.input_layernorm.variance_epsilon)
-    cos, sin = (x[0, :, : dim // 2].to(torch.promote_types(x.dtype, torch.float32)) for x in positions)
-    return DecoderLayer.apply(hidden_states[0], torch.complex(cos, sin), setting, *weights)[None]  # type: ignore[no-any-return,no-untyped-call]
+    rotation = _rotation(*kwargs["position_embeddings"])
+    return DecoderLayer.apply(hidden_states[0], rotation, setting, *weights)[None]  # type: ignore[no-any-return,no-untyped-call]
+
+
+def _rotation(cos: Tensor, sin: Tensor) -> Tensor:
+    """(N, D/2) complex from (1, N, D), whose halves are the same."""
+    cos, sin = (x[0, :, : x.shape[-1] // 2].to(torch.promote_types(x.dtype, torch.float32)) for x in (cos, sin))
+    return torch.complex(cos, sin)
 
 
 def _weights_of(module: Any, x: Tensor) -> tuple[Tensor | None, ...] | None:
@@ -139,8 +147,7 @@ class GatedDown(torch.autograd.Function):
             d_up = d_hidden * active if for_up else None
             d_gate = torch.ops.aten.silu_backward(d_hidden.mul_(up), gate) if for_gate else None
         if for_weight:
-            d_weight = _rows(grad).t()
-            d_weight = product(d_weight, _rows(active.mul_(up)))
+            d_weight = product(_rows(grad).t(), _rows(active.mul_(up)))
         return d_gate, d_up, d_weight
 
 

@@ -102,7 +102,13 @@ _Gradients = dict[str, Tensor | None]
 
 
 def _mlp_backward(
-    grad: Tensor, y: Tensor, scale: Tensor, weights: tuple[Tensor, ...], gate: Tensor, up: Tensor, wanted: dict[str, bool]
+    grad: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    weights: tuple[Tensor, ...],
+    gate: Tensor,
+    up: Tensor,
+    wanted: dict[str, bool],
 ) -> tuple[Tensor, _Gradients]:
     """Gradient of y, that through the residual included, and of the MLP's weights."""
     norm2, wg, wu, wd = weights
