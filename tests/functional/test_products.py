@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from rlhf_lightning.functional import _products
-from rlhf_lightning.functional._products import ordinary, product, product_onto, products_kind, set_products_kind
+from rlhf_lightning.functional._products import (
+    ordinary,
+    product,
+    product_onto,
+    products_kind,
+    set_products_kind,
+    weight_gradient,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +37,16 @@ def test_large_products_against_float64(kind, layout):
     want = a.double() @ b.double()
     torch.testing.assert_close(product(a, b).double(), want, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(product_onto(base, a, b).double(), base.double() + want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["torch", "onednn"])
+@pytest.mark.parametrize(("rows", "out", "into"), [(900, 110, 40), (200, 110, 140), (900, 40, 110)])
+def test_weight_gradient_against_float64(kind, rows, out, into):
+    set_products_kind(kind)
+    grad, x = matrices((rows, out), (rows, into))
+    got = weight_gradient(grad, x)
+    assert got.is_contiguous()
+    torch.testing.assert_close(got.double(), grad.double().t() @ x.double(), rtol=1e-4, atol=1e-4)
 
 
 def test_a_literal():

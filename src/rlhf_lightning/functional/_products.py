@@ -48,6 +48,16 @@ def product_onto(base: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise.binary(a, base, b.t(), None, "add")  # type: ignore[no-any-return]
 
 
+def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
+    """``gradᵀ x`` of (R, N) and (R, K): the gradient of a linear layer's weight.
+
+    oneDNN has the left factor laid out anew; where x is the narrower by far, that and the small result are cheaper.
+    """
+    if 8 * x.shape[1] <= len(x) and x.shape[1] < grad.shape[1] and _by_onednn(x.t(), grad):
+        return product(x.t(), grad).t().contiguous()
+    return product(grad.t(), x)
+
+
 def products_kind() -> str:
     """The kind that large products take in this process, ``torch`` or ``onednn``; measured at the first call."""
     if "kind" not in _chosen:

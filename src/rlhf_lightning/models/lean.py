@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from rlhf_lightning.functional._products import ordinary, product
+from rlhf_lightning.functional._products import ordinary, product, weight_gradient
 from rlhf_lightning.models.block_attention import Heads
 from rlhf_lightning.models.lean_layer import DecoderLayer, Setting
 from rlhf_lightning.models.lean_norm import RMSNorm
@@ -147,7 +147,7 @@ class GatedDown(torch.autograd.Function):
             d_up = d_hidden * active if for_up else None
             d_gate = torch.ops.aten.silu_backward(d_hidden.mul_(up), gate) if for_gate else None
         if for_weight:
-            d_weight = product(_rows(grad).t(), _rows(active.mul_(up)))
+            d_weight = weight_gradient(_rows(grad), _rows(active.mul_(up)))
         return d_gate, d_up, d_weight
 
 
@@ -169,7 +169,7 @@ class Linear(torch.autograd.Function):
         for_x, for_weight, for_bias = ctx.needs_input_grad
         rows = _rows(grads[0])
         d_x = _rows_product(grads[0], weight) if for_x else None
-        return d_x, product(rows.t(), _rows(x)) if for_weight else None, rows.sum(dim=0) if for_bias else None
+        return d_x, weight_gradient(rows, _rows(x)) if for_weight else None, rows.sum(dim=0) if for_bias else None
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from rlhf_lightning.functional._products import product, product_onto
+from rlhf_lightning.functional._products import product, product_onto, weight_gradient
 from rlhf_lightning.models.attention_layout import AttentionLayout
 from rlhf_lightning.models.block_attention import Heads, attend, attend_backward, attended_row
 from rlhf_lightning.models.lean_norm import norm, norm_again, norm_backward
@@ -117,11 +117,11 @@ def _mlp_backward(
     d_up = d_hidden * active
     d_gate = torch.ops.aten.silu_backward(d_hidden.mul_(up), gate)
     del d_hidden
-    found: _Gradients = {"wd": product(grad.t(), active.mul_(up)) if wanted["wd"] else None}
+    found: _Gradients = {"wd": weight_gradient(grad, active.mul_(up)) if wanted["wd"] else None}
     del active
     normed = norm_again(y, norm2, scale)
-    found["wg"] = product(d_gate.t(), normed) if wanted["wg"] else None
-    found["wu"] = product(d_up.t(), normed) if wanted["wu"] else None
+    found["wg"] = weight_gradient(d_gate, normed) if wanted["wg"] else None
+    found["wu"] = weight_gradient(d_up, normed) if wanted["wu"] else None
     d_normed = product_onto(product(d_gate, wg), d_up, wu)
     d_y, found["norm2"] = norm_backward(d_normed, y, norm2, scale, (True, wanted["norm2"]))
     assert d_y is not None
@@ -145,13 +145,13 @@ def _attention_backward(
     order = _fused_order(heads, x.device)
     found: _Gradients = {}
     if wanted["wo"]:
-        found["wo"] = product(grad.t(), attended_row(outs, setting.layout).to(grad.dtype))
+        found["wo"] = weight_gradient(grad, attended_row(outs, setting.layout).to(grad.dtype))
     d_qkv = attend_backward(product(grad, wo), slots, outs, heads, setting.layout)
     d_qkv = _rotated(d_qkv, rotation.conj_physical(), heads)
     if wanted["bias"]:
         found["bias"] = _unordered(d_qkv.sum(dim=0), order)
     if wanted["wq"] or wanted["wk"] or wanted["wv"]:
-        fused = _unordered(product(d_qkv.t(), norm_again(x, norm1, scale)), order)
+        fused = _unordered(weight_gradient(d_qkv, norm_again(x, norm1, scale)), order)
         found |= zip(("wq", "wk", "wv"), fused.split([len(wq), len(wk), len(wv)]), strict=True)
     if not (wanted["x"] or wanted["norm1"]):
         return None, found
