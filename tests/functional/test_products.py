@@ -112,6 +112,18 @@ def test_only_a_clear_gain_counts(monkeypatch, seconds, kind):
     assert products_kind() == kind
 
 
-def test_an_unknown_kind_is_refused():
+def test_measuring_leaves_the_threads_as_they_were(monkeypatch):
+    monkeypatch.delenv("RLHF_CPU_PRODUCTS", raising=False)
+    _products._chosen.clear()
+    before = torch.get_num_threads()
+    assert products_kind() in ("torch", "onednn")
+    assert torch.get_num_threads() == before
+
+
+def test_an_unknown_kind_is_refused(monkeypatch):
     with pytest.raises(ValueError, match="'mkl' is not one of torch, onednn"):
         set_products_kind("mkl")
+    monkeypatch.setenv("RLHF_CPU_PRODUCTS", "amx")
+    _products._chosen.clear()
+    with pytest.raises(ValueError, match=r"RLHF_CPU_PRODUCTS.*'amx'"):
+        products_kind()

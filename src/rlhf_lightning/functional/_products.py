@@ -20,6 +20,9 @@ from torch import Tensor, nn
 
 KINDS = ("torch", "onednn")
 
+ASKED = "RLHF_CPU_PRODUCTS"
+"""Environment variable that names a kind."""
+
 LARGE = 1 << 21
 """Multiplications from which oneDNN's dearer call is worth it."""
 
@@ -59,10 +62,13 @@ def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
 
 
 def products_kind() -> str:
-    """The kind that large products take in this process, ``torch`` or ``onednn``; measured at the first call."""
+    """The kind that large products take in this process, ``torch`` or ``onednn``; measured at the first call.
+
+    Raises:
+        ValueError: If ``RLHF_CPU_PRODUCTS`` asks for another.
+    """
     if "kind" not in _chosen:
-        asked = os.environ.get("RLHF_CPU_PRODUCTS", "")
-        _chosen["kind"] = asked if asked in KINDS else _measured()
+        set_products_kind(os.environ.get(ASKED) or _measured())
     return _chosen["kind"]
 
 
@@ -73,7 +79,7 @@ def set_products_kind(kind: str) -> None:
         ValueError: If it is neither ``torch`` nor ``onednn``.
     """
     if kind not in KINDS:
-        raise ValueError(f"kind of products {kind!r} is not one of {', '.join(KINDS)}")
+        raise ValueError(f"kind of products ({ASKED}) {kind!r} is not one of {', '.join(KINDS)}")
     _chosen["kind"] = kind if _has_onednn() else "torch"
 
 
@@ -98,10 +104,15 @@ def _has_onednn() -> bool:
 def _measured() -> str:
     if not _has_onednn():
         return "torch"
-    with torch.inference_mode():
-        x, weight = torch.ones(256, 512), torch.ones(512, 512)
-        plain = _least_seconds(lambda: x @ weight.t())
-        other = _least_seconds(lambda: torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], ""))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a second core that others use would blur the ratio
+    try:
+        with torch.inference_mode():
+            x, weight = torch.ones(256, 512), torch.ones(512, 512)
+            plain = _least_seconds(lambda: x @ weight.t())
+            other = _least_seconds(lambda: torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], ""))
+    finally:
+        torch.set_num_threads(threads)
     return "onednn" if plain > CLEAR_GAIN * other else "torch"
 
 
