@@ -156,8 +156,8 @@ class Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Saves x."""
-        ctx.save_for_backward(x, weight)
+        """Saves x if the weight trains."""
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         out = _rows_product(x, weight.t())
         return out if bias is None else out.add_(bias)
 

@@ -72,7 +72,10 @@ class DecoderLayer(torch.autograd.Function):
         y = product_onto(x, attended.out, wo.t())
         normed, scale2 = norm(y, norm2, setting.eps)
         gate, up = product(normed, wg.t()), product(normed, wu.t())
-        z = product_onto(y, F.silu(gate).mul_(up), wd.t())
+        trained = any(ctx.needs_input_grad)
+        z = product_onto(y, F.silu(gate, inplace=not trained).mul_(up), wd.t())
+        if not trained:
+            return z
         outs = [part for pair in attended.outs for part in pair]
         weights = (norm1, wq, wk, wv, wo, norm2, wg, wu, wd)
         ctx.save_for_backward(rotation, *weights, x, scale1, attended.slots, y, scale2, gate, up, *outs)
