@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from rlhf_lightning.models.lean import GatedDown, RMSNorm, make_lean
+from rlhf_lightning.models.lean import GatedDown, Linear, RMSNorm, make_lean
 from rlhf_lightning.models.lora import LoRA
 
 SMALL = {
@@ -78,6 +78,16 @@ def test_mlp_gradients(trained):
     shapes = ((2, 3, 5), (2, 3, 5), (4, 5))
     given = [torch.randn(s, dtype=torch.float64, requires_grad=t) for s, t in zip(shapes, trained, strict=True)]
     assert torch.autograd.gradcheck(GatedDown.apply, tuple(given))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("trained", [(True, True), (True, False), (False, True)])
+def test_linear_gradients(trained, bias):
+    shapes = ((2, 3, 5), (4, 5))
+    given = [torch.randn(s, dtype=torch.float64, requires_grad=t) for s, t in zip(shapes, trained, strict=True)]
+    offset = torch.randn(4, dtype=torch.float64, requires_grad=True) if bias else None
+    torch.testing.assert_close(Linear.apply(*given, offset), nn.functional.linear(*given, offset))
+    assert torch.autograd.gradcheck(Linear.apply, (*given, offset))
 
 
 def test_bfloat16_is_as_close_to_the_truth_as_transformers_own():

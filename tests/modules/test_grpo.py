@@ -44,7 +44,8 @@ def test_weights_do_not_depend_on_the_token_budget(tmp_path, budget):
     for module in (whole, cut):
         trainer(tmp_path).fit(module, datamodule=prompts())
     for name, tensor in weights_of(whole).items():
-        torch.testing.assert_close(weights_of(cut)[name], tensor, atol=2e-5, rtol=0)
+        # A step of Adam is 1e-3 whatever the gradient: where that is near zero, a tenth of a step is rounding.
+        torch.testing.assert_close(weights_of(cut)[name], tensor, atol=1e-4, rtol=0)
 
 
 def test_number_of_optimizer_steps_is_the_plans(tmp_path):

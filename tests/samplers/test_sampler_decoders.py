@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from sampler_models import CONFIGS, TOKENIZER, prompts, random_model, worst_error
 
+from rlhf_lightning.functional import _products
 from rlhf_lightning.samplers import InProcessSampler
 from rlhf_lightning.samplers.decoders import HFDecoder, LlamaDecoder, choose_decoder
 from rlhf_lightning.samplers.decoders._linear import PackedLinear, TransposedLinear, make_linear
@@ -141,9 +142,11 @@ def test_linear_layouts_give_the_product(kind, bias, rows):
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
-def test_large_matrices_are_packed_and_decode_alike():
-    assert isinstance(make_linear(torch.zeros(512, 512), None), PackedLinear)
-    assert isinstance(make_linear(torch.zeros(511, 512), None), TransposedLinear)
+@pytest.mark.parametrize(("kind", "rows"), [("torch", 512), ("onednn", 64)])
+def test_large_matrices_are_packed_and_decode_alike(kind, rows, monkeypatch):
+    monkeypatch.setitem(_products._chosen, "kind", kind)
+    assert isinstance(make_linear(torch.zeros(rows, 512), None), PackedLinear)
+    assert isinstance(make_linear(torch.zeros(rows - 1, 512), None), TransposedLinear)
     assert isinstance(make_linear(torch.zeros(512, 512).double(), None), TransposedLinear)
     model = random_model("llama", scale=1.0, hidden_size=512, intermediate_size=512, num_hidden_layers=1)
     assert CONFIGS["llama"]().hidden_size == 32

@@ -6,7 +6,8 @@ With z the logits of a row, m the largest of them, e = exp(z - m), s = sum_v e_v
     H       = -sum_v p_v log p_v         d H / d z       = -p (log p + H)
 
 The residual e - s 1_t is made in place from the logits, and every gradient is linear in it: with g the gradient from
-above and a = -g / s, d hidden = a (residual W), d W = residual^T (a hidden) and d b = residual^T a.
+above and a = -g / s, d hidden = a (residual W), d W = residual^T (a hidden) and d b = residual^T a. Of d W it is the
+transpose that is summed up: so the small hidden states are laid out anew for the product, not the residuals.
 """
 
 from __future__ import annotations
@@ -18,6 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from rlhf_lightning.functional._products import product, product_onto
+
+_CACHED = 1 << 21
+"""Numbers that are gone over several times at once, so that a processor's cache holds them meanwhile."""
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -54,7 +60,8 @@ class LinearLogprobs(torch.autograd.Function):
             if keep:
                 kept = _residual_(logits, tokens, total).to(hidden.dtype), total
             if direction is not None:
-                direction[rows] = _residual_(logits, tokens[rows], total).to(hidden.dtype) @ weight / -total
+                residual = _residual_(logits, tokens[rows], total).to(hidden.dtype)
+                direction[rows] = product(residual, weight).div_(-total)
         ctx.save_for_backward(hidden, weight, bias, tokens, direction, *kept)
         ctx.chunk_size = chunk_size
         ctx.set_materialize_grads(False)
@@ -73,15 +80,19 @@ class LinearLogprobs(torch.autograd.Function):
             return (direction * grad[:, None]).to(hidden.dtype), *(None,) * 6
         for_hidden, for_weight, for_bias, *_ = ctx.needs_input_grad
         grad_hidden = torch.empty_like(hidden) if for_hidden else None
-        grad_weight = grad_bias = None
+        grad_weight = grad_bias = None  # the first of them transposed
         for rows, residual, scale in _scaled_residuals(ctx, grad, grad_entropy):
             if grad_hidden is not None:
-                grad_hidden[rows] = residual @ weight * scale
+                grad_hidden[rows] = product(residual, weight).mul_(scale)
             if for_weight:
-                grad_weight = _add_product_(grad_weight, residual.t(), (hidden[rows] * scale).to(hidden.dtype))
+                grad_weight = _add_product(grad_weight, (hidden[rows] * scale).to(hidden.dtype).t(), residual)
             if for_bias:
-                grad_bias = _add_product_(grad_bias, residual.t(), scale.to(hidden.dtype))
-        return grad_hidden, grad_weight, None if grad_bias is None else grad_bias[:, 0], None, None, None, None
+                grad_bias = _add_product(grad_bias, scale.to(hidden.dtype).t(), residual)
+        for_parameters = (
+            None if grad_weight is None else grad_weight.t().contiguous(),
+            None if grad_bias is None else grad_bias[0],
+        )
+        return grad_hidden, *for_parameters, None, None, None, None
 
 
 _Chunk = tuple[slice, Tensor, Tensor]
@@ -105,25 +116,27 @@ def _scaled_residuals(ctx: Any, grad: Tensor, grad_entropy: Tensor | None) -> It
 def _logits_by_chunk(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, chunk_size: int
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Rows and wide logits of each chunk. The next chunk overwrites them, and the caller may too."""
+    """Rows and wide logits of each chunk, the caller's to overwrite."""
     n = len(hidden)
     size = math.ceil(n / max(1, math.ceil(n / chunk_size)))
-    buffer = hidden.new_empty(size, len(weight))
     for start in range(0, n, max(1, size)):
         rows = slice(start, min(start + size, n))
-        out = buffer[: rows.stop - start]
-        if bias is None:
-            torch.mm(hidden[rows], weight.t(), out=out)
-        else:
-            torch.addmm(bias, hidden[rows], weight.t(), out=out)
-        yield rows, out.to(wide(out.dtype))
+        logits = product(hidden[rows], weight.t())
+        if bias is not None:
+            logits.add_(bias)
+        yield rows, logits.to(wide(logits.dtype))
+        del logits
 
 
 def _exponentiate_(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """Turns logits into e in place; returns (n,) log-probs of the tokens and (n, 1) sums s."""
     target = logits.gather(1, tokens[:, None])
-    peak = logits.amax(dim=1, keepdim=True)
-    total = logits.sub_(peak).exp_().sum(dim=1, keepdim=True)
+    peak, total = torch.empty_like(target), torch.empty_like(target)
+    size = max(1, _CACHED // logits.shape[1]) if logits.device.type == "cpu" else max(1, len(logits))
+    for start in range(0, len(logits), size):
+        rows = slice(start, start + size)
+        peak[rows] = logits[rows].amax(dim=1, keepdim=True)
+        total[rows] = logits[rows].sub_(peak[rows]).exp_().sum(dim=1, keepdim=True)
     return (target - peak - total.log())[:, 0], total
 
 
@@ -144,6 +157,6 @@ def _slope(logprobs: Tensor, tokens: Tensor, grad: Tensor, grad_entropy: Tensor)
     return slope.scatter_add_(1, tokens[:, None], grad)
 
 
-def _add_product_(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
-    """``total + a b``, in place after the first time."""
-    return a @ b if total is None else total.addmm_(a, b)
+def _add_product(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
+    """``total + a b``."""
+    return product(a, b) if total is None else product_onto(total, a, b)

@@ -1,17 +1,18 @@
-"""Llama's norm and MLP in fewer passes over memory, for training on CPU: the same values and gradients up to rounding.
+"""The Llama family's modules in fewer passes over memory, for training on CPU: the same up to rounding.
 
-With H the width, x a row, w the norm's weight, g the gradient from above and s(a) = a·sigmoid(a):
+With x a row, g the gradient from above and s(a) = a·sigmoid(a), beside the norm of ``models.lean_norm``:
 
-    norm      r = (mean(x²) + eps)^-1/2,   y = w x r
-              dx = r (g w - x r mean(g w x r)),   dw = sum over rows of g x r
     MLP       y = W (s(a) u),   a = gate(x),   u = up(x)
               dh = Wᵀ g,   du = dh s(a),   da = dh u s'(a),   dW = g (s(a) u)ᵀ
+    linear    y = W x + b:   dx = Wᵀ g,   dW = g xᵀ,   by the quicker library (``functional._products``)
+
+and over a packed row whole decoder layers (``models.lean_layer``).
 
 What transformers' own code keeps for backward beside the inputs (the normed row twice, s(a) and s(a) u) is computed
 again from them: that is quicker than writing it out and reading it back, and a third of a layer's activations.
 
 Only module classes that are known to compute just this are touched, and only calls on plain CPU tensors of one type:
-under autocast, on other devices, on sharded weights or where an adapter sits, the module's own forward runs.
+under autocast, on other devices, on sharded weights or where an adapter or a hook sits, the module's own forward runs.
 """
 
 from __future__ import annotations
@@ -24,8 +25,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from rlhf_lightning.functional._products import ordinary, product, weight_gradient
+from rlhf_lightning.models.block_attention import Heads
+from rlhf_lightning.models.lean_layer import DecoderLayer, Setting
+from rlhf_lightning.models.lean_norm import RMSNorm
+
 NORMS = frozenset({"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"})
 MLPS = frozenset({"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP"})
+LAYERS = frozenset({"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"})
 """Classes of transformers by name, so that none needs importing."""
 
 
@@ -41,12 +48,16 @@ def make_lean(model: nn.Module) -> nn.Module:
             module.forward = partial(norm_forward, module)
         elif name in MLPS and _is_silu(module.act_fn):
             module.forward = partial(mlp_forward, module)
+        elif name in LAYERS and _is_silu(module.mlp.act_fn):  # type: ignore[union-attr]
+            module.forward = partial(layer_forward, module)
+        elif type(module) is nn.Linear:
+            module.forward = partial(linear_forward, module)  # type: ignore[method-assign]
     return model
 
 
 def norm_forward(module: Any, hidden_states: Tensor) -> Tensor:
     """(..., H) to (..., H)."""
-    if not _plain(hidden_states, module.weight):
+    if not ordinary(hidden_states, module.weight):
         return type(module).forward(module, hidden_states)  # type: ignore[no-any-return]
     return RMSNorm.apply(hidden_states, module.weight, module.variance_epsilon)  # type: ignore[no-any-return,no-untyped-call]
 
@@ -54,36 +65,63 @@ def norm_forward(module: Any, hidden_states: Tensor) -> Tensor:
 def mlp_forward(module: Any, x: Tensor) -> Tensor:
     """(..., H) to (..., H)."""
     down = module.down_proj
-    if type(down) is not nn.Linear or down.bias is not None or not _plain(x, down.weight):
+    if type(down) is not nn.Linear or down.bias is not None or not ordinary(x, down.weight):
         return type(module).forward(module, x)  # type: ignore[no-any-return]
     return GatedDown.apply(module.gate_proj(x), module.up_proj(x), down.weight)  # type: ignore[no-any-return,no-untyped-call]
 
 
-class RMSNorm(torch.autograd.Function):
-    """``w x (mean(x²) + eps)^-1/2`` (Zhang & Sennrich 2019, Eq. 4), in float32 where the inputs are narrower."""
+def linear_forward(module: Any, x: Tensor) -> Tensor:
+    """(..., K) to (..., N)."""
+    if x.dtype != torch.float32 or x.numel() == 0 or not ordinary(x, module.weight):
+        return F.linear(x, module.weight, module.bias)
+    return Linear.apply(x, module.weight, module.bias)  # type: ignore[no-any-return,no-untyped-call]
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """Saves x and one number a row."""
-        wide = x.to(_wide(x.dtype))
-        scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-        ctx.save_for_backward(x, weight, scale)
-        return (wide * scale).to(x.dtype).mul_(weight)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        """LayerNorm's fused backward with a mean of 0; the term that only a real mean has is added back."""
-        saved: tuple[Tensor, Tensor, Tensor] = ctx.saved_tensors
-        (x, weight, scale), width = saved, saved[0].shape[-1]
-        rows, grad, w = (t.to(scale.dtype) for t in (x.reshape(-1, width), grads[0].reshape(-1, width), weight))
-        scale = scale.view(-1, 1)
-        wanted = [*ctx.needs_input_grad[:2], False]
-        given = (grad.contiguous(), rows.contiguous(), [width], torch.zeros_like(scale), scale, w, None, wanted)
-        dx, dw, _ = torch.ops.aten.native_layer_norm_backward(*given)
-        if wanted[0]:
-            dx = dx.add_(scale * (grad @ w).div_(width)[:, None]).view(x.shape).to(x.dtype)
-        return dx if wanted[0] else None, dw.to(weight.dtype) if wanted[1] else None, None
+def layer_forward(module: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """(1, N, H) of a packed row to (1, N, H); other calls go to the module's own forward."""
+    layout: Any = kwargs.get("packed_layout")
+    weights = None if args or layout is None else _weights_of(module, hidden_states)
+    if weights is None:
+        return type(module).forward(module, hidden_states, *args, **kwargs)  # type: ignore[no-any-return]
+    attention, of_query, of_key = module.self_attn, weights[1], weights[2]
+    assert of_query is not None
+    assert of_key is not None
+    dim: int = attention.head_dim
+    heads = Heads(len(of_query) // dim, len(of_key) // dim, dim, attention.scaling)
+    setting = Setting(heads, layout, module.input_layernorm.variance_epsilon)
+    rotation = _rotation(*kwargs["position_embeddings"])
+    return DecoderLayer.apply(hidden_states[0], rotation, setting, *weights)[None]  # type: ignore[no-any-return,no-untyped-call]
+
+
+def _rotation(cos: Tensor, sin: Tensor) -> Tensor:
+    """(N, D/2) complex from (1, N, D), whose halves are the same."""
+    cos, sin = (x[0, :, : x.shape[-1] // 2].to(torch.promote_types(x.dtype, torch.float32)) for x in (cos, sin))
+    return torch.complex(cos, sin)
+
+
+def _weights_of(module: Any, x: Tensor) -> tuple[Tensor | None, ...] | None:
+    """What ``DecoderLayer`` takes, or None where the layer has more to it than that."""
+    attention, mlp = module.self_attn, module.mlp
+    inputs = attention.q_proj, attention.k_proj, attention.v_proj
+    others = attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj
+    norms = module.input_layernorm, module.post_attention_layernorm
+    window = getattr(attention, "sliding_window", None) or getattr(attention.config, "sliding_window", None)
+    plain = all(type(linear) is nn.Linear for linear in (*inputs, *others))
+    if window or not plain or any(_hooked(part) for part in (attention, mlp, *inputs, *others, *norms)):
+        return None
+    biases = [linear.bias for linear in inputs]
+    all_or_none = all(bias is None for bias in biases) or all(bias is not None for bias in biases)
+    weights = [part.weight for part in (*norms, *inputs, *others)]
+    given = [bias for bias in biases if bias is not None]
+    if not all_or_none or any(linear.bias is not None for linear in others) or not ordinary(x, *weights, *given):
+        return None
+    bias = torch.cat(given) if given else None
+    norm1, norm2, wq, wk, wv, wo, *of_mlp = weights
+    return norm1, wq, wk, wv, bias, wo, norm2, *of_mlp
+
+
+def _hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
 
 
 class GatedDown(torch.autograd.Function):
@@ -93,7 +131,7 @@ class GatedDown(torch.autograd.Function):
     def forward(ctx: Any, gate: Tensor, up: Tensor, weight: Tensor) -> Tensor:
         """Saves gate and up, not their product."""
         ctx.save_for_backward(gate, up, weight)
-        return F.linear(F.silu(gate).mul_(up), weight)
+        return _rows_product(F.silu(gate).mul_(up), weight.t())
 
     @staticmethod
     @once_differentiable
@@ -105,24 +143,43 @@ class GatedDown(torch.autograd.Function):
         active = F.silu(gate)
         d_gate = d_up = d_weight = None
         if for_gate or for_up:
-            d_hidden = grad @ weight
+            d_hidden = _rows_product(grad, weight)
             d_up = d_hidden * active if for_up else None
             d_gate = torch.ops.aten.silu_backward(d_hidden.mul_(up), gate) if for_gate else None
         if for_weight:
-            hidden = active.mul_(up)
-            d_weight = grad.reshape(-1, grad.shape[-1]).t() @ hidden.view(-1, hidden.shape[-1])
+            d_weight = weight_gradient(_rows(grad), _rows(active.mul_(up)))
         return d_gate, d_up, d_weight
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
+class Linear(torch.autograd.Function):
+    """``W x + b``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Saves x if the weight trains."""
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
+        out = _rows_product(x, weight.t())
+        return out if bias is None else out.add_(bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Two products and a sum, as far as they are asked for."""
+        x, weight = ctx.saved_tensors
+        for_x, for_weight, for_bias = ctx.needs_input_grad
+        rows = _rows(grads[0])
+        d_x = _rows_product(grads[0], weight) if for_x else None
+        return d_x, weight_gradient(rows, _rows(x)) if for_weight else None, rows.sum(dim=0) if for_bias else None
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1])
+
+
+def _rows_product(x: Tensor, matrix: Tensor) -> Tensor:
+    """(..., K) times (K, N)."""
+    return product(_rows(x), matrix).view(*x.shape[:-1], -1)
 
 
 def _is_silu(activation: Any) -> bool:
     return isinstance(activation, nn.SiLU) or type(activation).__name__ == "SiLUActivation"
-
-
-def _plain(x: Tensor, weight: Tensor) -> bool:
-    """Whether both are ordinary CPU tensors of one type, outside autocast."""
-    ordinary = type(x) in (Tensor, nn.Parameter) and type(weight) in (Tensor, nn.Parameter)
-    return ordinary and x.device.type == "cpu" and x.dtype == weight.dtype and not torch.is_autocast_enabled("cpu")

@@ -21,6 +21,9 @@ from rlhf_lightning.types import PackedSequences
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+FEW_LOGITS = 1 << 22
+"""Logits, of a small vocabulary say, that are held whatever the number of their rows."""
+
 _SCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 
 
@@ -91,7 +94,7 @@ def packed_logprobs(
         model: As for ``packed_hidden_states``.
         packed: The row; ``packed.to_rows`` brings the result to (b, T).
         temperature: The sampling temperature, above 0.
-        chunk_size: Most rows of logits held at once.
+        chunk_size: Most rows of logits held at once, or as many as make 2^22 logits if those are more.
         return_entropy: Also return the entropies.
 
     Returns:
@@ -126,7 +129,7 @@ def head_logprobs(
         hidden,
         head.weight,
         targets,
-        chunk_size=chunk_size,
+        chunk_size=max(chunk_size, FEW_LOGITS // len(head.weight)),
         temperature=temperature,
         return_entropy=return_entropy,
         bias=head.bias,

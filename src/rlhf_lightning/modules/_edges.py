@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from rlhf_lightning.devices import to_device
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.events import Events
+from rlhf_lightning.functional._products import products_kind, set_products_kind
 from rlhf_lightning.metrics import Means
 from rlhf_lightning.modules.optim import StepGuard, clip_by_group, named_groups, warm_up
 
@@ -203,11 +204,12 @@ class EdgeModule(LightningModule):
         checkpoint["rlhf"] = {
             "rollout_index": self.rollout_index,
             "identity": self.identity(),
+            "products": products_kind(),
             "controllers": {name: controller.state_dict() for name, controller in self.controllers().items()},
         }
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        """Restores the cursor and the controllers.
+        """Restores the cursor, the controllers and the kind of matrix products.
 
         Raises:
             ConfigError: If the checkpoint is of another model, another seed, or lacks weights.
@@ -223,6 +225,7 @@ class EdgeModule(LightningModule):
         if missing := sorted(wanted - set(checkpoint["state_dict"])):
             raise ConfigError(f"the checkpoint lacks {len(missing)} of the model's weights, first {missing[0]!r}")
         self.rollout_index = saved["rollout_index"]
+        set_products_kind(saved.get("products", products_kind()))
         for name, controller in self.controllers().items():
             controller.load_state_dict(saved["controllers"][name])
 

@@ -106,7 +106,9 @@ class PolicyModule(LearningModule):
         token_budget: int = 16_384,
         logits_chunk: int = 1024,
         aggregation: str = "token-mean",
-        optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-6, betas=(0.9, 0.95), weight_decay=0.0),
+        optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(
+            p, lr=1e-6, betas=(0.9, 0.95), weight_decay=0.0, fused=True
+        ),
         warmup_updates: int = 0,
         max_grad_norm: float | None = 1.0,
         lora: LoRA | None = None,

@@ -69,7 +69,9 @@ class SFTModule(GeneratingModule):
     def __init__(
         self,
         policy: ModelSource,
-        optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-5, betas=(0.9, 0.95), weight_decay=0.0),
+        optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(
+            p, lr=1e-5, betas=(0.9, 0.95), weight_decay=0.0, fused=True
+        ),
         batch_size: int = 128,
         updates_per_epoch: int = 50,
         token_budget: int = 16_384,

@@ -102,8 +102,8 @@ class InProcessSampler(Sampler):
 
     def release(self) -> None:
         """Frees the decoder's copy of the weights for training; the next :meth:`sync` copies them anew."""
-        if self._model is not None:
-            self._decoder, self._version = choose_decoder(self.decoder, self._model), None
+        if self._decoder is not None:
+            self._decoder, self._version = type(self._decoder)(), None
 
     @torch.no_grad()
     def __call__(

@@ -36,8 +36,8 @@ class LayerCache:
         """Writes one column; key and value are (S, W, KV, D)."""
         if column == self._keys.shape[-1]:
             self._grow()
-        self._keys[..., column] = key.transpose(1, 2)
-        self._values[..., column, :] = value.transpose(1, 2)
+        self._key_columns[column].copy_(key)
+        self._value_columns[column].copy_(value)
 
     def attend(self, query: Tensor, mask: Tensor | None, columns: int) -> Tensor:
         """Softmax attention of each row over its prompt and its own first ``columns`` response columns.
@@ -82,6 +82,8 @@ class LayerCache:
         """Takes (S, KV, W, D, room) keys and (S, KV, W, room, D) values."""
         self._keys, self._values = keys, values
         self._flat_keys, self._flat_values = keys.flatten(0, 2), values.flatten(0, 2)
+        self._key_columns = keys.transpose(1, 2).unbind(4)  # (S, W, KV, D) each, so that a token makes no views
+        self._value_columns = values.transpose(1, 2).unbind(3)
 
     def _grow(self) -> None:
         *rows, _, dim = self._values.shape

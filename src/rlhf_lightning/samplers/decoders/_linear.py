@@ -1,7 +1,8 @@
 """Matrix products for a few rows at a time, with the weight laid out for them once a sync.
 
-Static rule, so that a run repeats: on CPU a weight of at least 2^18 elements is packed for oneDNN, in its own blocked
-layout; smaller ones (a tiny model's) and other devices use torch.mm on the transposed weight, whose call costs less.
+Fixed rule, so that a run repeats: on CPU a weight of at least 2^18 elements is packed for oneDNN, in its own blocked
+layout, and of 2^15 where oneDNN is the quicker library (``functional._products``); smaller ones (a tiny model's) and
+other devices use torch.mm on the transposed weight, whose call costs less.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-PACK_FROM = 1 << 18
-"""Smallest number of elements for which packing is worth its dearer call."""
+from rlhf_lightning.functional._products import products_kind
+
+PACK_FROM = {"torch": 1 << 18, "onednn": 1 << 15}
+"""Smallest number of elements for which packing is worth its dearer call, by the kind of products."""
 
 _PACKED_TYPES = (torch.float32, torch.bfloat16)
 
@@ -66,7 +69,7 @@ class PackedLinear:
 
     def onto(self, residual: Tensor, x: Tensor) -> Tensor:
         """The product added to ``residual``."""
-        return residual + self(x)
+        return torch.ops.mkldnn._linear_pointwise.binary(x, residual, self._weight, self._bias, "add")  # type: ignore[no-any-return]
 
 
 def make_linear(weight: Tensor, bias: Tensor | None, *, rows: int = 32) -> Linear:
@@ -78,6 +81,6 @@ def make_linear(weight: Tensor, bias: Tensor | None, *, rows: int = 32) -> Linea
         rows: Typical number of rows.
     """
     packs = weight.device.type == "cpu" and weight.dtype in _PACKED_TYPES and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    if packs and weight.numel() >= PACK_FROM:
+    if packs and weight.numel() >= PACK_FROM[products_kind()]:
         return PackedLinear(weight, bias, rows)
     return TransposedLinear(weight, bias)
