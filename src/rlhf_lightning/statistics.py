@@ -14,7 +14,11 @@ from rlhf_lightning.functional import (
     masked_mean,
     masked_var,
 )
+from rlhf_lightning.metrics import quantiles
 from rlhf_lightning.types import Experience
+
+_LENGTH_PLACES = {"q10": 0.1, "q50": 0.5, "q90": 0.9}
+_RATIO_PLACES = {"min": 0.0, "q01": 0.01, "q50": 0.5, "q99": 0.99, "max": 1.0}
 
 
 def of_rewards(name: str, values: Tensor) -> dict[str, float]:
@@ -26,6 +30,7 @@ def of_experience(experience: Experience) -> dict[str, float]:
     """Scores, lengths, advantages, dead groups and the KL to the reference."""
     return {
         **of_scores(experience),
+        **of_tasks(experience),
         **of_lengths(experience),
         **of_advantages(experience),
         **of_kl(experience),
@@ -45,11 +50,20 @@ def of_scores(experience: Experience) -> dict[str, float]:
     }
 
 
+def of_tasks(experience: Experience) -> dict[str, float]:
+    """Mean raw reward of each task, where there are several."""
+    owners = [prompt.task for prompt in experience.rollout.prompts]
+    groups = experience.scores.values.view(len(owners), -1)
+    tasks = sorted(set(owners)) if len(set(owners)) > 1 else []
+    return {f"reward/raw_mean/{task}": float(groups[[owner == task for owner in owners]].mean()) for task in tasks}
+
+
 def of_lengths(experience: Experience) -> dict[str, float]:
-    """Response length in tokens, and the share cut off before they ended."""
+    """Response length in tokens: mean, quantiles and maximum; and the share cut off before they ended."""
     lengths = experience.rollout.lengths.float()
     return {
         "response/length_mean": float(lengths.mean()),
+        **{f"response/length_{name}": value for name, value in quantiles(lengths, _LENGTH_PLACES).items()},
         "response/length_max": float(lengths.max()),
         "response/truncated": float((~experience.rollout.finished).float().mean()),
         "response/tokens": float(lengths.sum()),
@@ -57,11 +71,14 @@ def of_lengths(experience: Experience) -> dict[str, float]:
 
 
 def of_advantages(experience: Experience) -> dict[str, float]:
-    """Mean and absolute mean over response tokens."""
+    """Mean, absolute mean, population standard deviation and extremes over response tokens."""
     values, mask = experience.advantages.values, experience.rollout.mask
     return {
         "advantage/mean": float(masked_mean(values, mask)),
         "advantage/abs_mean": float(masked_mean(values.abs(), mask)),
+        "advantage/std": float(masked_var(values, mask).sqrt()),
+        "advantage/min": float(values[mask].min()),
+        "advantage/max": float(values[mask].max()),
     }
 
 
@@ -96,27 +113,26 @@ def of_kl(experience: Experience) -> dict[str, float]:
 
 
 def of_sampler(experience: Experience) -> dict[str, float]:
-    """Where the trainer's log-probs differ from the sampler's: quantiles of the raw ratios, effective sample shares."""
+    """Where the trainer's log-probs differ from the sampler's: KL, quantiles of the ratios, effective sample shares.
+
+    The KL is KL(sampler ‖ trainer), since the sampler drew the tokens. With a cut support it is not 0 even when both
+    have the same weights: the sampler's distribution is another one.
+    """
     old, rollout = experience.old_logprobs, experience.rollout
     if torch.equal(old, rollout.logprobs):
         return {}
-    logs = {
-        level: importance_log_weights(old, rollout.logprobs.to(old), rollout.mask, level=level)
-        for level in ("token", "sequence")
-    }
+    drawn = rollout.logprobs.to(old)
+    logs = {level: importance_log_weights(old, drawn, rollout.mask, level=level) for level in ("token", "sequence")}
     found = {"token": logs["token"][rollout.mask], "sequence": logs["sequence"][:, 0]}
-    return {name: value for level, x in found.items() for name, value in _of_log_ratios(level, x).items()}
+    return {
+        "kl/sampler_k1_per_token": float(masked_mean(kl_k1(drawn, old), rollout.mask)),
+        "kl/sampler_k3_per_token": float(masked_mean(kl_k3(drawn, old), rollout.mask)),
+        **{name: value for level, x in found.items() for name, value in _of_log_ratios(level, x).items()},
+    }
 
 
 def _of_log_ratios(level: str, logs: Tensor) -> dict[str, float]:
     """The share does not depend on the ratios' scale, so it is taken where nothing overflows."""
-    ratios = {f"importance/{level}_ratio_{name}": value for name, value in _quantiles(logs.exp()).items()}
+    ratios = {f"importance/{level}_ratio_{name}": value for name, value in quantiles(logs.exp(), _RATIO_PLACES).items()}
     share = effective_sample_share((logs - logs.max()).exp())
     return {**ratios, f"importance/{level}_effective_share": float(share)}
-
-
-def _quantiles(values: Tensor) -> dict[str, float]:
-    """Nearest values from below, without ``torch.quantile``'s limit on their number."""
-    ordered = values.sort().values
-    places = {"min": 0.0, "q01": 0.01, "q50": 0.5, "q99": 0.99, "max": 1.0}
-    return {name: float(ordered[int(share * (len(ordered) - 1))]) for name, share in places.items()}

@@ -10,6 +10,7 @@ from rlhf_lightning.advantages import OPO, Group, Process, ReinforcePlusPlus, Re
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.kl import Fixed, KLTerm
 from rlhf_lightning.losses import CISPO, GSPO, Clip, ClipCov, Importance, KLCov
+from rlhf_lightning.models import TinyLlama
 from rlhf_lightning.protocols import Scorer
 from rlhf_lightning.samplers import DynamicSampler, InProcessSampler
 from rlhf_lightning.transforms import GroupNormalize, SoftOverlong, Whiten
@@ -173,3 +174,35 @@ def test_group_estimators_take_the_same_rollout(tmp_path, record):
         fitted(tmp_path, record, 1, advantage=advantage)
     assert record.rows[0]["score/even"] == record.rows[1]["score/even"]
     assert record.rows[0]["advantage/abs_mean"] != record.rows[1]["advantage/abs_mean"]
+
+
+def test_the_first_update_moves_nothing_and_later_ones_are_seen_in_the_ratios(tmp_path, record):
+    """One update: all ratios are 1. Two passes of two: three of four steps start from moved weights."""
+    trainer(tmp_path, callbacks=[record]).fit(grpo(scorers=[EvenSteps()], updates_per_rollout=1), datamodule=prompts())
+    slow = record.rows[0]
+    assert slow["ratio/q01"] == pytest.approx(1, abs=1e-5) and slow["ratio/q99"] == pytest.approx(1, abs=1e-5)
+    assert abs(slow["kl/old_k3_per_token"]) < 1e-8
+    trainer(tmp_path, callbacks=[record]).fit(grpo(scorers=[EvenSteps()], epochs_per_rollout=2), datamodule=prompts())
+    fast = record.rows[1]
+    assert fast["ratio/q01"] < 0.999 and fast["ratio/q99"] > 1.001 and fast["ratio/q50"] == pytest.approx(1, abs=0.05)
+    assert fast["kl/old_k3_per_token"] > 1e-8
+
+
+def test_entropy_is_that_of_the_whole_distribution(tmp_path, record):
+    """A policy whose head is 0 draws evenly: log V nats a token."""
+    module = grpo(scorers=[EvenSteps()], measure_entropy=True)
+    module.policy_source = _Even()
+    trainer(tmp_path, callbacks=[record]).fit(module, datamodule=prompts())
+    vocabulary = module.policy.config.vocab_size
+    assert record.rows[0]["policy/entropy"] == pytest.approx(math.log(vocabulary), abs=1e-4)
+
+
+class _Even(TinyLlama):
+    def __init__(self):
+        super().__init__(hidden=32, layers=2, heads=2)
+
+    def load(self):
+        model = super().load()
+        with torch.no_grad():
+            model.get_output_embeddings().weight.zero_()
+        return model

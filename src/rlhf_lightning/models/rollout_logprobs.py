@@ -35,6 +35,19 @@ def rollout_logprobs(model: PreTrainedModel, rollout: Rollout, *, token_budget: 
     return over_rollout(logprobs, rollout, token_budget=token_budget)
 
 
+def rollout_entropy(model: PreTrainedModel, rollout: Rollout, *, token_budget: int, chunk_size: int) -> Tensor:
+    """(B, T) entropies of the distributions that the response tokens were drawn from, in nats, 0 off the mask.
+
+    Arguments and errors as for :func:`rollout_logprobs`; at the sampling temperature, over the whole vocabulary.
+    """
+
+    def entropies(packed: PackedSequences) -> Tensor:
+        settings = {"temperature": rollout.params.temperature, "chunk_size": chunk_size}
+        return packed_logprobs(model, packed, **settings, return_entropy=True)[1]  # type: ignore[call-overload,no-any-return]
+
+    return over_rollout(entropies, rollout, token_budget=token_budget)
+
+
 @torch.no_grad()
 def over_rollout(of_row: Callable[[PackedSequences], Tensor], rollout: Rollout, *, token_budget: int) -> Tensor:
     """Lays a rollout out in packed rows and gathers what a function says of each.

@@ -176,10 +176,11 @@ class EdgeModule(LightningModule):
         """After the epoch's last update its numbers are complete."""
         if batch_idx + 1 == len(self._batches):
             self._update_phase.close()
-            self.rollout_metrics |= self._epoch_means()
+            self.rollout_metrics |= self.epoch_means()
             self.rollout_metrics |= self.events.pop_timings()
 
-    def _epoch_means(self) -> dict[str, float]:
+    def epoch_means(self) -> dict[str, float]:
+        """What the epoch's updates gathered, and the learning rates they ended with; starts anew."""
         steps = self.updates_per_epoch
         means = self.means.pop()
         averaged = {name: value / steps if name.startswith("loss/") else value for name, value in means.items()}

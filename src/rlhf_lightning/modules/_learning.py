@@ -7,7 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
+from rlhf_lightning.functional import kl_k1, kl_k3
 from rlhf_lightning.kl import KLTerms
+from rlhf_lightning.metrics import Quantiles
 from rlhf_lightning.models.packed import packed_logprobs
 from rlhf_lightning.modules._generating import GeneratingModule
 from rlhf_lightning.modules.plan import BatchPlan
@@ -30,6 +32,10 @@ class LearningModule(GeneratingModule):
     kl: KLTerms
     logits_chunk: int
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.ratios = Quantiles("ratio/", {"q01": 0.01, "q50": 0.5, "q99": 0.99})
+
     def training_step(self, batch: UpdateBatch, batch_idx: int) -> Tensor:
         """One packed micro-batch; the loss undoes what Lightning will divide by, so any split gives one gradient."""
         loss = self.update_loss(batch)
@@ -43,6 +49,7 @@ class LearningModule(GeneratingModule):
 
     def objective(self, new: Tensor, batch: UpdateBatch) -> Tensor:
         """Policy loss and KL loss, given (b, T) log-probs with gradient."""
+        self._watch_ratios(new.detach(), batch)
         loss = self.weigh("loss/policy", *self.policy_loss(new, batch), batch)
         if self.kl.loss is not None and batch.ref_logprobs is not None:
             loss = loss + self.weigh("loss/kl", self.kl.loss(new, batch.ref_logprobs), {}, batch)
@@ -54,6 +61,16 @@ class LearningModule(GeneratingModule):
         self.means.sums({name: loss})
         self.means.over_tokens(diagnostics, batch.packed.mask)
         return loss
+
+    def _watch_ratios(self, new: Tensor, batch: UpdateBatch) -> None:
+        """The tokens' ratios, and how far the policy has moved from the one that drew them: KL(old ‖ new)."""
+        old, mask = batch.old_logprobs, batch.packed.mask
+        self.ratios.add((new - old)[mask].exp())
+        self.means.over_tokens({"kl/old_k1_per_token": kl_k1(old, new), "kl/old_k3_per_token": kl_k3(old, new)}, mask)
+
+    def epoch_means(self) -> dict[str, float]:
+        """As for every module, with the ratios' quantiles."""
+        return {**super().epoch_means(), **self.ratios.pop()}
 
     def on_train_epoch_end(self) -> None:
         """The rollout is done: controllers see its KL, and the next one begins."""

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from rlhf_lightning.data.seeding import derive_seed
 from rlhf_lightning.data.update_batches import COUNTED, updates_of
-from rlhf_lightning.functional import AGGREGATION_MODES
+from rlhf_lightning.functional import AGGREGATION_MODES, masked_mean
 from rlhf_lightning.kl import KLTerm, KLTerms
 from rlhf_lightning.models.lora import LoRA, adapters_off
 from rlhf_lightning.models.prepare import frozen, frozen_copy
-from rlhf_lightning.models.rollout_logprobs import rollout_logprobs
+from rlhf_lightning.models.rollout_logprobs import rollout_entropy, rollout_logprobs
 from rlhf_lightning.modules._learning import LearningModule
 from rlhf_lightning.modules.evaluation import greedy_rewards, samples_of
 from rlhf_lightning.modules.further import further_prompts
@@ -80,6 +80,8 @@ class PolicyModule(LearningModule):
             their group's statistics). A penalty is a reward transform, ``missing_eos_penalty``.
         max_nonfinite_in_a_row: Updates in a row whose gradient is not finite that end the run; such an update is
             skipped and counted (``update/skipped``).
+        measure_entropy: Log the exact entropy of the policy that made each rollout (``policy/entropy``), for one more
+            forward of it a rollout. ``−policy/logprob_mean`` is an unbiased estimate of it that costs nothing.
 
     Raises:
         ConfigError: If the batch sizes cannot be, group statistics lack samples, or the advantage estimator wants a
@@ -116,6 +118,7 @@ class PolicyModule(LearningModule):
         seed: int = 1,
         truncated: Literal["keep", "mask"] = "keep",
         max_nonfinite_in_a_row: int = 5,
+        measure_entropy: bool = False,
     ) -> None:
         super().__init__(policy, sampler, optimizer, warmup_updates, max_grad_norm, lora, gradient_checkpointing, seed)
         sizes = (prompts_per_rollout, samples_per_prompt, updates_per_rollout, epochs_per_rollout, token_budget)
@@ -124,6 +127,7 @@ class PolicyModule(LearningModule):
         check_estimator(advantage, reward_transforms, kl_reward, has_critic=self.has_critic)
         check_choice(aggregation, AGGREGATION_MODES, "aggregation")
         self.truncated, self.guard = truncated, StepGuard(max_nonfinite_in_a_row)
+        self.measure_entropy = measure_entropy
         self.reference_source, self.advantage, self.policy_loss = reference, advantage, policy_loss
         self.scorer = combine(scorers, scorer_weights)
         self.transforms, self.extra_metrics = reward_transforms, metrics or []
@@ -211,7 +215,7 @@ class PolicyModule(LearningModule):
         """Samples, scores, and cuts the experience into packed micro-batches."""
         self.tell_callbacks()
         experience = self.explore()
-        self.rollout_metrics |= {**experience.metrics, **self.kl.betas()}
+        self.rollout_metrics |= {**experience.metrics, **self.kl.betas(), **self._entropy(experience.rollout)}
         self.rollout_samples = samples_of(experience)
         return self._cut(experience)
 
@@ -246,6 +250,14 @@ class PolicyModule(LearningModule):
     def _mark(self, old: Tensor, advantages: Tensor, mask: Tensor, update: int) -> Tensor | None:
         seed = derive_seed("mark", self.seed, self.rollout_index, update)
         return self.policy_loss.mark(old, advantages, mask, seed=seed)
+
+    def _entropy(self, rollout: Rollout) -> dict[str, float]:
+        if not self.measure_entropy:
+            return {}
+        with self.events.phase("entropy"), self.trainer.precision_plugin.forward_context():
+            settings = {"token_budget": self.plan.token_budget, "chunk_size": self.logits_chunk}
+            found = rollout_entropy(self.model, rollout, **settings)
+        return {"policy/entropy": float(masked_mean(found, rollout.mask))}
 
     def _policy_logprobs(self, rollout: Rollout) -> Tensor:
         return self._logprobs(self.model, rollout)
