@@ -17,7 +17,7 @@ FLOORS = [
     {"statistics", "pipeline"},
     {"modules"},
     {"callbacks", "runs", "labelling", "evaluation", "serving"},
-    {"plugins", "testing", "configfiles", "cli"},
+    {"plugins", "testing", "configfiles", "cli", "explore"},
 ]
 FLOOR_OF = {name: level for level, names in enumerate(FLOORS) for name in names}
 

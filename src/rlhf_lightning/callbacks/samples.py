@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import torch
 from lightning import LightningModule, Trainer
@@ -15,8 +15,13 @@ from lightning.pytorch.callbacks import Callback
 from rlhf_lightning.callbacks.files import append, write_whole
 from rlhf_lightning.callbacks.run_folder import RolloutModule, run_dir_of
 from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.modules.token_details import token_details
 from rlhf_lightning.run_layout import SAMPLES_FILE
 from rlhf_lightning.runs import complete_lines, parse_json_line
+from rlhf_lightning.types import Experience
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _T = TypeVar("_T")
 
@@ -30,20 +35,33 @@ class SampleLog(Callback):
     Args:
         run_dir: The run's folder; that of the run's CSV logger when not given.
         per_rollout: How many a rollout, spread evenly over its prompts, or ``all``.
+        per_token: Whether each line also holds ``tokens`` (the response's text in pieces) and, for each of them,
+            ``logprobs``, ``ref_logprobs`` (nats; null without a reference), ``values`` (null without a critic) and
+            ``advantages``. About ten times the size.
 
     Raises:
         ConfigError: If ``per_rollout`` is below 1.
     """
 
-    def __init__(self, run_dir: str | Path | None = None, per_rollout: int | Literal["all"] = 8) -> None:
+    def __init__(
+        self, run_dir: str | Path | None = None, per_rollout: int | Literal["all"] = 8, per_token: bool = False
+    ) -> None:
         if per_rollout != "all" and per_rollout < 1:
             raise ConfigError(f"SampleLog: per_rollout must be at least 1 or 'all', got {per_rollout}")
-        self.run_dir, self.per_rollout = run_dir, per_rollout
+        self.run_dir, self.per_rollout, self.per_token = run_dir, per_rollout, per_token
         self._rewound = False
+        self._details: dict[int, dict[str, Any]] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The next line is the first of this fit."""
         self._rewound = False
+
+    def on_experience(self, trainer: Trainer, pl_module: LightningModule, experience: Experience) -> None:
+        """Keeps, if asked to, the tokens of those responses that will be written."""
+        if self.per_token and trainer.is_global_zero:
+            tokenizer = cast("PreTrainedTokenizerBase", pl_module.tokenizer)
+            chosen = self._chosen(range(len(experience.rollout.texts)))
+            self._details = {sequence: token_details(experience, sequence, tokenizer) for sequence in chosen}
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the finished rollout's lines."""
@@ -54,9 +72,15 @@ class SampleLog(Callback):
         if not self._rewound:
             rewind_samples(path, pl_module.rollout_index)
             self._rewound = True
-        samples = pl_module.rollout_samples
-        chosen = samples if self.per_rollout == "all" else spread(samples, self.per_rollout)
-        append(path, "".join(as_line({"rollout": pl_module.rollout_index, **sample}) for sample in chosen))
+        rollout, samples = pl_module.rollout_index, pl_module.rollout_samples
+        rows = (
+            {"rollout": rollout, **samples[i], **self._details.get(i, {})} for i in self._chosen(range(len(samples)))
+        )
+        append(path, "".join(map(as_line, rows)))
+        self._details = {}
+
+    def _chosen(self, numbers: Sequence[int]) -> Sequence[int]:
+        return numbers if self.per_rollout == "all" else spread(numbers, self.per_rollout)
 
 
 def rewind_samples(path: Path, rollout: int) -> None:

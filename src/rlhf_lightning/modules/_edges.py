@@ -129,11 +129,17 @@ class EdgeModule(LightningModule):
             )
         self.preflight(self.data)
 
-    def tell_callbacks(self) -> None:
-        """Calls ``on_rollout_start`` of the callbacks that have it: before an epoch's batches are made."""
+    def tell_callbacks(self, hook: str = "on_rollout_start", *details: Any) -> None:
+        """Calls ``hook(trainer, module, *details)`` of the callbacks that have it.
+
+        Args:
+            hook: ``on_rollout_start``, before an epoch's batches are made; ``on_experience``, when a rollout has its
+                advantages.
+            details: What the hook gets besides: of ``on_experience``, the experience.
+        """
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if hasattr(callback, "on_rollout_start"):
-                callback.on_rollout_start(self.trainer, self)
+            if hasattr(callback, hook):
+                getattr(callback, hook)(self.trainer, self, *details)
 
     # ---- one epoch --------------------------------------------------------------------------------------------------
 

@@ -217,6 +217,7 @@ class PolicyModule(LearningModule):
         experience = self.explore()
         self.rollout_metrics |= {**experience.metrics, **self.kl.betas(), **self._entropy(experience.rollout)}
         self.rollout_samples = samples_of(experience)
+        self.tell_callbacks("on_experience", experience)
         return self._cut(experience)
 
     def explore(self) -> Experience:

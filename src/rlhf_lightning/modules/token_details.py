@@ -1,0 +1,68 @@
+"""One response, token by token: its text in pieces, and what policy, reference and critic said of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from rlhf_lightning.types import Experience
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def token_details(experience: Experience, sequence: int, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Plain values of one response, a list with one entry a token.
+
+    Args:
+        experience: The rollout with its advantages.
+        sequence: Which of its B responses.
+        tokenizer: The policy's.
+
+    Returns:
+        ``tokens``: the response's text in pieces, as :func:`token_pieces` gives them. ``logprobs`` and
+        ``ref_logprobs``: nats, of the policy that sampled and of the reference, at the sampling temperature.
+        ``values``: the critic's, before the token, in the reward's unit. ``advantages``. Reference and critic are None
+        where the run has none.
+    """
+    rollout = experience.rollout
+    length = int(rollout.lengths[sequence])
+
+    def row(values: Tensor | None) -> list[float] | None:
+        return None if values is None else values[sequence, :length].tolist()
+
+    return {
+        "tokens": token_pieces(rollout.tokens[sequence, :length].tolist(), rollout.texts[sequence], tokenizer),
+        "logprobs": row(experience.old_logprobs),
+        "ref_logprobs": row(experience.ref_logprobs),
+        "values": row(experience.values),
+        "advantages": row(experience.advantages.values),
+    }
+
+
+def token_pieces(tokens: Sequence[int], text: str, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Cuts ``text`` into one piece a token; joined, the pieces are ``text``, whatever the tokenizer does.
+
+    A token without text of its own has an empty piece: a special token, or the beginning of a character whose bytes
+    are spread over several tokens (its last one has the character). What the tokenizer changes when it joins tokens,
+    or leaves unfinished at the end, goes to the last token.
+
+    Args:
+        tokens: Token ids.
+        text: What they decode to, special tokens left out.
+        tokenizer: Decodes them.
+    """
+    pieces: list[str] = []
+    before, last, done = 0, 0, 0  # the last two places where a piece ended, in tokens; and in characters
+    for end in range(1, len(tokens) + 1):
+        known = tokenizer.decode(tokens[before:last], skip_special_tokens=True)
+        piece = tokenizer.decode(tokens[before:end], skip_special_tokens=True)[len(known) :]
+        fits = bool(piece) and text.startswith(piece, done)
+        pieces.append(piece if fits else "")
+        if fits:
+            before, last, done = last, end, done + len(piece)
+    if pieces:
+        pieces[-1] += text[done:]
+    return pieces
