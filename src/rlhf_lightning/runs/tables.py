@@ -54,7 +54,7 @@ def token_table(samples: pd.DataFrame, where: str) -> pd.DataFrame:
         rows["token"] += record["tokens"]
         for name, column in columns.items():
             rows[column] += _row(record[name], length, f"{where}, sample {sample}: {name}")
-    numbers = {column: "float64" for column in columns.values()}
+    numbers = dict.fromkeys(columns.values(), "float64")
     return _with_kl(pd.DataFrame(rows).astype({**numbers, "rollout": "int64", "sample": "int64", "position": "int64"}))
 
 
@@ -97,7 +97,9 @@ def frontier(runs: Sequence[Run], *, reward: str = "reward/raw_mean") -> pd.Data
                 "kl_loss: {estimator: k3, controller: {name: fixed, coefficient: 0}} measures without pulling"
             )
     parts = [
-        pd.DataFrame({"run": name, "rollout": run.column("rollout"), "kl": run.column(KL), "reward": run.column(reward)})
+        pd.DataFrame(
+            {"run": name, "rollout": run.column("rollout"), "kl": run.column(KL), "reward": run.column(reward)}
+        )
         for name, run in zip(labels(runs), runs, strict=True)
     ]
     empty = pd.DataFrame(columns=["run", "rollout", "kl", "reward"])
