@@ -35,7 +35,7 @@ FILE_CASES = {
     "unknown plug-in": (
         "name: group",
         "name: grop",
-        "edited.yaml:4: model.advantage: no advantage is called 'grop'. Did you mean 'group'? Known: group, ",
+        "edited.yaml:4: model.advantage: no advantage is called 'grop'. Did you mean 'group'? Known: ",
     ),
     "unknown plug-in in a list": (
         "[clip,",
