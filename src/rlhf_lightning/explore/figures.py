@@ -107,7 +107,7 @@ def _draw_metric(
             points = y.set_axis(run.column(against)).dropna()
             _draw_line(axes, points.index.to_numpy(), points.to_numpy(), points.rolling(smooth, min_periods=1).mean()
                        if smooth > 1 else None, color, name)  # fmt: skip
-    axes.set_title(f"{column}\n" if key is None else f"{key.axis_label}\n", loc="left", fontsize=11, fontweight="bold")
+    axes.set_title(column if key is None else key.axis_label, loc="left", fontsize=11, fontweight="bold")
     if key is not None:
         axes.set_title(column, loc="right", fontsize=8, color="0.4")
     axes.set_xlabel(against.replace("_", " "))
