@@ -46,6 +46,13 @@ def test_a_torn_last_sample_is_left_out_even_inside_a_character(tmp_path):
         assert load_run(folder).samples["response"].tolist() == ["中"]
 
 
+def test_half_a_surrogate_in_a_response_is_replaced(tmp_path):
+    folder = make_run(tmp_path, "r")
+    (folder / "samples.jsonl").write_text(r'{"response": "a\ud800b", "tokens": ["a", "\ud800", "\ud83d\ude00"]}' + "\n")
+    (sample,) = load_run(folder).samples.to_dict("records")
+    assert sample == {"response": "a\ufffdb", "tokens": ["a", "\ufffd", "😀"]}
+
+
 def test_broken_lines_are_named_by_number(tmp_path):
     folder = make_run(tmp_path, "r", TABLE + "2,128\n")
     (folder / "samples.jsonl").write_text('{"rollout": 0}\n[1]\n')

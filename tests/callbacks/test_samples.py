@@ -1,5 +1,6 @@
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -53,3 +54,34 @@ def test_rewind_refuses_a_broken_line(tmp_path):
 def test_per_rollout_must_be_positive():
     with pytest.raises(ConfigError, match="per_rollout must be at least 1"):
         SampleLog(per_rollout=0)
+
+
+class Watched:
+    """As much of a trainer and an experience as the callback looks at: 16 responses, of which it is to keep some."""
+
+    is_global_zero = True
+
+
+def test_tokens_are_kept_of_those_responses_alone_that_are_written(run_dir, monkeypatch):
+    asked = []
+
+    def details(experience, sequence, tokenizer):
+        asked.append((sequence, tokenizer))
+        return {"tokens": [f"t{sequence}"]}
+
+    monkeypatch.setattr("rlhf_lightning.callbacks.samples.token_details", details)
+    module = FakeRollouts()
+    module.tokenizer = "the tokenizer"
+    experience = SimpleNamespace(rollout=SimpleNamespace(texts=("",) * 16))
+    log = SampleLog(run_dir, per_rollout=2, per_token=True)
+    log.on_experience(Watched(), module, experience)
+    assert asked == [(0, "the tokenizer"), (8, "the tokenizer")]
+    module.rollout_samples = [{"response": f"r{i}"} for i in range(16)]
+    log.on_train_epoch_end(Watched(), module)
+    assert read_jsonl(run_dir / "samples.jsonl") == [
+        {"rollout": 0, "response": "r0", "tokens": ["t0"]},
+        {"rollout": 0, "response": "r8", "tokens": ["t8"]},
+    ]
+    module.rollout_index = 1
+    SampleLog(run_dir, per_rollout=2).on_experience(Watched(), module, experience)
+    assert len(asked) == 2  # not asked for

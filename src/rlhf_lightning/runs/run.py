@@ -14,7 +14,7 @@ import yaml
 from rlhf_lightning.errors import RunFolderError
 from rlhf_lightning.registry import nearest
 from rlhf_lightning.run_layout import CONFIG_FILE, METRICS_FILE, SAMPLES_FILE
-from rlhf_lightning.runs.files import read_jsonl, read_metrics
+from rlhf_lightning.runs.files import encodable, read_jsonl, read_metrics
 from rlhf_lightning.runs.tables import token_table
 
 
@@ -41,7 +41,7 @@ class Run:
     @cached_property
     def samples(self) -> pd.DataFrame:
         """One row a logged response, with its ``rollout``."""
-        return pd.DataFrame(read_jsonl(self._file(SAMPLES_FILE)))
+        return pd.DataFrame([encodable(sample) for sample in read_jsonl(self._file(SAMPLES_FILE))])
 
     @cached_property
     def tokens(self) -> pd.DataFrame:
