@@ -22,6 +22,7 @@ class Reader(HTMLParser):
         self.blocks: list[str] = []
         self.backgrounds: list[str] = []
         self.titles: list[str] = []
+        self.facts = re.findall('<div class="facts">(.*?)</div>', html)
         self.inside = False
         self.feed(html)
 
@@ -60,6 +61,7 @@ def test_every_token_has_its_colour_and_numbers(tmp_path):
     read = Reader(show_samples(make_run(tmp_path), color="log_ratio", limit=1.0, rollout=0, count=1).html)
     assert read.blocks[1] == "2⏎\n▪"  # the line feed is shown, and the end of the response, which has no text
     assert read.backgrounds == ["rgba(234,88,12,0.250)", "rgba(37,99,235,0.000)", "transparent"]
+    assert "exact 0.25" in read.facts[0] and "reward after transforms 1" in read.facts[0]
     assert "log_ratio 0.5 nats" in read.titles[0] and "value 0.5 reward" in read.titles[0]
 
 

@@ -19,15 +19,20 @@ _STYLE = """<style>
 .rlhf-samples pre{font:13px/1.9 ui-monospace,Menlo,Consolas,monospace;white-space:pre-wrap;overflow-wrap:anywhere;
 margin:.35rem 0;padding:.5rem .75rem;border:1px solid rgba(128,128,128,.35);border-radius:6px;background:none;
 color:inherit;text-align:left}
-.rlhf-samples span.t{unicode-bidi:isolate;border-radius:3px;padding:.15em 0;
-box-shadow:inset -1px 0 0 rgba(128,128,128,.45)}
+.rlhf-samples pre.prompt{border:none;padding:0;margin-bottom:0}
+.rlhf-samples span.t{unicode-bidi:isolate;padding:.15em 0;margin-right:1px;border-bottom:1px solid rgba(128,128,128,.6)}
 .rlhf-samples .facts,.rlhf-samples .note{opacity:.8;font-size:13px}
 .rlhf-samples .bar{display:inline-block;width:16rem;max-width:40%;height:.9em;border-radius:3px;vertical-align:-.1em;
 border:1px solid rgba(128,128,128,.45);margin:0 .5em}
 .rlhf-samples .mark{opacity:.55}
 </style>"""
 
-_FACTS = {"reward": "reward", "advantage": "advantage", "length": "tokens", "answer": "reference answer"}
+_FACTS = {
+    "reward": "reward after transforms",
+    "advantage": "advantage",
+    "length": "tokens",
+    "answer": "reference answer",
+}
 
 
 def show_samples(
@@ -148,10 +153,12 @@ def _page(chosen: pd.DataFrame, bodies: dict[Any, str], *, legend: str) -> Page:
 
 def _sample(record: pd.Series, body: str) -> str:
     facts = [f"rollout {record['rollout']}"]
+    scores = record.get("scores")
+    facts += [f"{name} {_fact(value)}" for name, value in scores.items()] if isinstance(scores, dict) else []
     facts += [f"{label} {_fact(record[name])}" for name, label in _FACTS.items() if name in record.index]
     cut = record.get("finished", True) is False or record.get("finished", True) == 0
     facts += ["cut off at its limit"] if cut else []
-    prompt = f"<pre>{safe(str(record['prompt']))}</pre>" if "prompt" in record.index else ""
+    prompt = f'<pre class="prompt">{safe(str(record["prompt"]))}</pre>' if "prompt" in record.index else ""
     line = safe(" · ".join(facts))
     return f'<div class="facts">{line}</div>{prompt}<pre>{body}</pre><br>'
 

@@ -54,11 +54,11 @@ def token_pieces(tokens: Sequence[int], text: str, tokenizer: PreTrainedTokenize
         text: What they decode to, special tokens left out.
         tokenizer: Decodes them.
     """
-    pieces: list[str] = []
+    ids, pieces = list(tokens), list[str]()
     before, last, done = 0, 0, 0  # the last two places where a piece ended, in tokens; and in characters
-    for end in range(1, len(tokens) + 1):
-        known = tokenizer.decode(tokens[before:last], skip_special_tokens=True)
-        piece = tokenizer.decode(tokens[before:end], skip_special_tokens=True)[len(known) :]
+    for end in range(1, len(ids) + 1):
+        known, longer = (str(tokenizer.decode(ids[before:to], skip_special_tokens=True)) for to in (last, end))
+        piece = longer[len(known) :]
         fits = bool(piece) and text.startswith(piece, done)
         pieces.append(piece if fits else "")
         if fits:
