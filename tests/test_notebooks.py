@@ -34,7 +34,6 @@ def check_the_flow(namespace):
 def check_metrics_explorer(namespace):
     """Tokens join to the responses, and their log-ratios to the KL that was logged of the whole rollout."""
     for run in namespace["runs"]:
-        run = namespace[run.name]  # the one whose files were read while they were there
         by_sample = run.tokens.groupby("sample")
         assert by_sample["token"].sum().tolist() == run.samples["response"].tolist()
         kl = by_sample["log_ratio"].sum().groupby(run.samples["rollout"]).mean()

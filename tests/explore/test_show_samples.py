@@ -80,6 +80,12 @@ def test_the_legend_says_what_and_where_it_ends(tmp_path):
     assert re.search(r"k3 estimate.*\(nats\): 0 <", show_samples(make_run(tmp_path, "b"), color="kl_k3").html)
 
 
+def test_rounding_gets_no_strong_colour(tmp_path):
+    same = {**SAMPLES[2], "ref_logprobs": [-2.0000001, -0.2500001]}
+    page = show_samples(make_run(tmp_path, samples=[same])).html
+    assert Reader(page).backgrounds == ["rgba(234,88,12,0.000)"] * 2 and "≥ 0.001<" in page
+
+
 def contrast(text: float, *background: float) -> float:
     """WCAG 2.2, of a grey text (0 to 255) on a background."""
 

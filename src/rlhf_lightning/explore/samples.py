@@ -14,6 +14,8 @@ from rlhf_lightning.runs import Run
 
 ORDERS = ("reward", "advantage")
 
+_LEAST_END = 1e-3
+
 _STYLE = """<style>
 .rlhf-samples{font:14px/1.6 system-ui,sans-serif;color:inherit}
 .rlhf-samples pre{font:13px/1.9 ui-monospace,Menlo,Consolas,monospace;white-space:pre-wrap;overflow-wrap:anywhere;
@@ -56,7 +58,7 @@ def show_samples(
         worst: The lowest first.
         rollout: Of this rollout alone; of all when not given.
         limit: Where the colours end, in the quantity's unit; when not given, where the largest 2 % of what is shown
-            begin.
+            begin, but not below 0.001: what is smaller everywhere is rounding, and gets no strong colour.
 
     Raises:
         ConfigError: If ``by`` or ``color`` is no such thing, or ``count`` or ``limit`` is not above 0.
@@ -110,7 +112,7 @@ def _tokens(run: Run, quantity: Quantity) -> pd.DataFrame:
 
 def _end(values: pd.Series) -> float:
     sizes = values.abs().dropna()
-    return float(sizes.quantile(0.98, interpolation="higher")) if len(sizes) else 0.0
+    return max(float(sizes.quantile(0.98, interpolation="higher")), _LEAST_END) if len(sizes) else _LEAST_END
 
 
 def _by_sample(tokens: pd.DataFrame) -> Any:
