@@ -46,6 +46,13 @@ def test_markdown_shows_signs_as_they_are_and_cuts_long_texts():
     assert row == "| best | 0.1235 | a\\|b<br>&lt;b&gt;& | xxxxxxxxxx… (55 characters) |".replace("& |", "&amp; |")
 
 
+def test_scores_stand_before_the_reward_that_is_made_of_them():
+    both = [("best", {"reward": 1.5, "scores": {"verifier": 1.0, "rm": 2.25}, "prompt": "p"}), ("worst", {"reward": 0})]
+    _, _, header, _, best, worst = as_markdown("T", both, max_chars=10).splitlines()
+    assert header == "| | verifier | rm | reward | prompt |"
+    assert best == "| best | 1 | 2.25 | 1.5 | p |" and worst == "| worst |  |  | 0 |  |"
+
+
 def test_the_terminal_takes_no_markup_from_responses():
     console = Console(width=200, record=True, file=None)
     with console.capture() as capture:

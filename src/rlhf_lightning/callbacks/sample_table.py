@@ -29,8 +29,9 @@ _NUMBERS = ("reward", "advantage", "score", "correct", "length")
 class SampleTable(Callback):
     """Shows the best, median and worst samples of the last rollout, and of every ``every``-th before it.
 
-    On the terminal, and in the run's folder as ``sample_tables/rollout-<number>.md``. Nothing is shown of rollouts
-    without samples that have the number to sort by.
+    On the terminal, and in the run's folder as ``sample_tables/rollout-<number>.md``: each scorer's score, the reward
+    after all transforms, the mean advantage, and the texts. Nothing is shown of rollouts without samples that have the
+    number to sort by.
 
     Args:
         run_dir: The run's folder; that of the run's CSV logger when not given.
@@ -116,7 +117,7 @@ def as_rich(title: str, chosen: Sequence[tuple[str, Sample]], *, max_chars: int)
     for name in texts:
         drawn.add_column(name, overflow="fold")
     for kind, sample in chosen:
-        cells = [_number(sample.get(name)) for name in numbers]
+        cells = [_number(_value(sample, name)) for name in numbers]
         drawn.add_row(kind, *cells, *(Text(_cut(sample.get(name), max_chars)) for name in texts))
     return drawn
 
@@ -127,7 +128,7 @@ def as_markdown(title: str, chosen: Sequence[tuple[str, Sample]], *, max_chars: 
     lines = [f"# {title}", "", f"| | {' | '.join([*numbers, *texts])} |"]
     lines.append(f"| --- |{' ---: |' * len(numbers)}{' --- |' * len(texts)}")
     for kind, sample in chosen:
-        cells = [_number(sample.get(name)) for name in numbers]
+        cells = [_number(_value(sample, name)) for name in numbers]
         cells += [_escape(_cut(sample.get(name), max_chars)) for name in texts]
         lines.append(f"| {kind} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -136,7 +137,13 @@ def as_markdown(title: str, chosen: Sequence[tuple[str, Sample]], *, max_chars: 
 def _columns(chosen: Sequence[tuple[str, Sample]]) -> tuple[list[str], list[str]]:
     """Those columns that any of the samples has."""
     known = {name for _, sample in chosen for name, value in sample.items() if value not in (None, "")}
-    return [name for name in _NUMBERS if name in known], [name for name in _TEXTS if name in known]
+    scores = {name: None for _, sample in chosen for name in sample.get("scores", {}) if name not in _NUMBERS}
+    numbers = [name for name in _NUMBERS if name in known]
+    return [*scores, *numbers], [name for name in _TEXTS if name in known]
+
+
+def _value(sample: Sample, name: str) -> Any:
+    return sample.get(name, sample.get("scores", {}).get(name))
 
 
 def _rank(value: float) -> tuple[bool, float]:
