@@ -9,18 +9,25 @@ from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.loggers.logger import Logger
 
 from rlhf_lightning.callbacks.checkpoint import RolloutCheckpoint
+from rlhf_lightning.callbacks.held_out import HeldOutEval
+from rlhf_lightning.callbacks.kl_budget import KLBudget
 from rlhf_lightning.callbacks.loggers import ResumableCSVLogger, ResumableTensorBoardLogger
 from rlhf_lightning.callbacks.metrics_log import MetricsLog
+from rlhf_lightning.callbacks.plateau import PlateauReport
 from rlhf_lightning.callbacks.plots import RunPlots
 from rlhf_lightning.callbacks.progress import PhaseProgress
 from rlhf_lightning.callbacks.report import RunReport
 from rlhf_lightning.callbacks.reward_export import RewardModelExport
+from rlhf_lightning.callbacks.sample_table import SampleTable
 from rlhf_lightning.callbacks.samples import SampleLog
 from rlhf_lightning.run_layout import CHECKPOINTS_FOLDER
 
 __all__ = [
+    "HeldOutEval",
+    "KLBudget",
     "MetricsLog",
     "PhaseProgress",
+    "PlateauReport",
     "ResumableCSVLogger",
     "ResumableTensorBoardLogger",
     "RewardModelExport",
@@ -28,6 +35,7 @@ __all__ = [
     "RunPlots",
     "RunReport",
     "SampleLog",
+    "SampleTable",
     "default_callbacks",
     "default_loggers",
 ]

@@ -15,7 +15,7 @@ from rlhf_lightning.run_layout import CHECKPOINTS_FOLDER
 
 
 class RolloutCheckpoint(Checkpoint):
-    """Saves after every ``every``-th epoch (a rollout, for policies) and after the last.
+    """Saves after every ``every``-th epoch (a rollout, for policies), and after the one that a run ends with.
 
     A checkpoint is written aside and renamed, so a kill at any moment leaves the previous one whole.
     ``last.ckpt`` always names the newest. What happened after it is repeated on resume, to the same numbers.
@@ -46,25 +46,23 @@ class RolloutCheckpoint(Checkpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves at the edge."""
         done = trainer.current_epoch + 1
-        if done % self.every == 0 or done == trainer.max_epochs:
+        if done % self.every == 0 or done == trainer.max_epochs or trainer.should_stop:
             self.save(trainer, done)
 
     def save(self, trainer: Trainer, done: int) -> None:
         """Writes aside, renames, moves ``last.ckpt`` on, and only then removes what is too old."""
-        target = self.folder / f"rollout-{done:06d}.ckpt"
+        target = self.after(done)
         aside = self.folder / f".{target.name}.partial"
         self.folder.mkdir(parents=True, exist_ok=True)
         trainer.save_checkpoint(aside, False)  # not the weights alone: the optimizer and the cursor too
         if trainer.is_global_zero:
             aside.replace(target)
-            self._point_last_at(target)
+            name_also(target, self.last)
             self._remove_old()
 
-    def _point_last_at(self, target: Path) -> None:
-        link = self.folder / ".last.ckpt.partial"
-        link.unlink(missing_ok=True)
-        os.link(target, link)
-        link.replace(self.last)
+    def after(self, done: int) -> Path:
+        """The checkpoint after so many epochs, if it was saved and is still kept."""
+        return self.folder / f"rollout-{done:06d}.ckpt"
 
     def _remove_old(self) -> None:
         saved = sorted(self.folder.glob("rollout-*.ckpt"))
@@ -74,3 +72,11 @@ class RolloutCheckpoint(Checkpoint):
     def state_dict(self) -> dict[str, Any]:
         """Nothing: the folder is the state."""
         return {}
+
+
+def name_also(checkpoint: Path, name: Path) -> None:
+    """Gives a checkpoint a second name in its folder; what had that name before keeps its others, if it has any."""
+    aside = name.with_name(f".{name.name}.partial")
+    aside.unlink(missing_ok=True)
+    os.link(checkpoint, aside)
+    aside.replace(name)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import pandas as pd
 from lightning import LightningModule, Trainer
@@ -52,11 +54,32 @@ class ReportTable:
     rows: tuple[tuple[str, ...], ...]
 
 
+@dataclass(frozen=True)
+class Section:
+    """A finding.
+
+    Attributes:
+        title: What it is about.
+        text: One or two sentences.
+    """
+
+    title: str
+    text: str
+
+
+@runtime_checkable
+class Reporting(Protocol):
+    """A callback that has something to say in the report."""
+
+    def report_section(self, metrics: pd.DataFrame) -> Section | None:
+        """What it found, given the run's metrics, or None."""
+
+
 class RunReport(Callback):
     """Prints a summary when a fit ends, also when it is interrupted, and writes it to ``<run_dir>/report.md``.
 
-    First, last and best of the key metrics, time and tokens a second by phase, peak memory, and the pictures. It must
-    stand after the callback that draws them.
+    First, last and best of the key metrics, what other callbacks found, time and tokens a second by phase, peak memory,
+    and the pictures. It must stand after the callback that draws them.
 
     Args:
         run_dir: The run's folder; that of the run's CSV logger when not given.
@@ -80,11 +103,20 @@ class RunReport(Callback):
         if not (run_dir / METRICS_FILE).is_file():
             return
         run = load_run(run_dir)
-        status = status_of(run.metrics, exception)
-        write_whole(run.path / REPORT_FILE, as_markdown(run, status))
+        status, sections = status_of(run.metrics, exception), sections_of(trainer, run.metrics)
+        write_whole(run.path / REPORT_FILE, as_markdown(run, status, sections))
         self.console.print(f"\n{run.path}: {status}", markup=False, highlight=False, soft_wrap=True)
         for table in tables_of(run.metrics):
             self.console.print(as_rich(table))
+        for section in sections:
+            self.console.print(f"{section.title}: {section.text}", markup=False, highlight=False, soft_wrap=True)
+
+
+def sections_of(trainer: Trainer, metrics: pd.DataFrame) -> list[Section]:
+    """What the trainer's callbacks found."""
+    callbacks = getattr(trainer, "callbacks", [])
+    found = [callback.report_section(metrics) for callback in callbacks if isinstance(callback, Reporting)]
+    return [section for section in found if section is not None]
 
 
 def status_of(metrics: pd.DataFrame, exception: BaseException | None) -> str:
@@ -164,10 +196,11 @@ def as_rich(table: ReportTable) -> Table:
     return drawn
 
 
-def as_markdown(run: Run, status: str) -> str:
+def as_markdown(run: Run, status: str, sections: Sequence[Section] = ()) -> str:
     """The whole report, with the pictures embedded and the missing ones named."""
     text = io.StringIO()
     text.write(f"# Run {run.name}\n\n{status[0].upper()}{status[1:]}.\n")
+    text.writelines(f"\n## {section.title}\n\n{section.text}\n" for section in sections)
     for table in tables_of(run.metrics):
         text.write(f"\n## {table.title}\n\n| {' | '.join(table.header)} |\n")
         text.write(f"|{' --- |' + ' ---: |' * (len(table.header) - 1)}\n")

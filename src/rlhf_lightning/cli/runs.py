@@ -75,7 +75,7 @@ class RunFolder:
 
     def is_begun(self) -> bool:
         """Whether a run was begun here and ended before its first checkpoint, so that going on is starting again."""
-        return (self.path / CONFIG_FILE).is_file() and not any((self.path / CHECKPOINTS_FOLDER).glob("*.ckpt"))
+        return (self.path / CONFIG_FILE).is_file() and newest_checkpoint(self.path) is None
 
     def holds(self, checkpoint: str) -> bool:
         """Whether a checkpoint lies inside this folder."""

@@ -219,8 +219,13 @@ class EdgeModule(LightningModule):
         """Restores the cursor, the controllers and the kind of matrix products.
 
         Raises:
-            ConfigError: If the checkpoint is of another model, another seed, or lacks weights.
+            ConfigError: If the checkpoint is of another model, another seed, lacks weights, or holds nothing else.
         """
+        if self.trainer.state.fn == "fit" and "optimizer_states" not in checkpoint:
+            raise ConfigError(
+                "the checkpoint holds weights alone, so no training can go on from it: resume with last, or begin a "
+                "new run from it (policy: {name: run, path: …/best.ckpt})"
+            )
         saved = checkpoint["rlhf"]
         for name, here in self.identity().items():
             if saved["identity"].get(name) != here:

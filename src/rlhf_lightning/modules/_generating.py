@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 
+from rlhf_lightning.data.seeding import derive_seed
 from rlhf_lightning.models.cpu_memory import keep_freed_memory
 from rlhf_lightning.models.lora import LoRA
 from rlhf_lightning.models.packed import check_packable
 from rlhf_lightning.models.prepare import skeleton, trainable
 from rlhf_lightning.modules._edges import EdgeModule
-from rlhf_lightning.modules.evaluation import evaluate, greedy
-from rlhf_lightning.protocols import ModelSource, Sampler
+from rlhf_lightning.modules.evaluation import evaluate, greedy, sampled_metrics
+from rlhf_lightning.protocols import ModelSource, Sampler, Scorer
+from rlhf_lightning.samplers.seeds import sample_seeds
 from rlhf_lightning.scorers import VerifierScorer
 from rlhf_lightning.types import Prompt
 
@@ -118,7 +121,29 @@ class GeneratingModule(EdgeModule):
         """Greedy accuracy of the model as it is now."""
         self.to_rollout_mode()
         with self.events.phase("evaluate"):
-            metrics = evaluate(self.sampler, self.verifier, prompts)
+            metrics = evaluate(self.sampler, self.verifier, prompts, self.proxy)
+        self.sampler.release()
+        return metrics
+
+    @property
+    def proxy(self) -> Scorer | None:
+        """What the model is trained on in the verifier's place; None where the verifier is all there is."""
+        return None
+
+    def measure_samples(
+        self, limit: int | None = None, *, samples: int, best_of: Sequence[int], temperature: float
+    ) -> dict[str, float]:
+        """What ``samples`` samples a held-out prompt are worth; see :func:`~.evaluation.sampled_metrics`.
+
+        The seeds are the same at each call, so that two measurements differ by the weights alone.
+        """
+        prompts = self.data.held_out_prompts()[:limit]
+        seeds = sample_seeds(derive_seed("held-out samples", self.seed), 0, prompts, samples)
+        params = replace(self.sampler.params, temperature=temperature)
+        self.to_rollout_mode()
+        with self.events.phase("evaluate"):
+            rollout = self.sampler(prompts, samples_per_prompt=samples, seeds=seeds, params=params)
+            metrics = sampled_metrics(rollout, self.verifier, self.proxy, best_of=best_of)
         self.sampler.release()
         return metrics
 

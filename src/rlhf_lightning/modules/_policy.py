@@ -18,7 +18,7 @@ from rlhf_lightning.models.lora import LoRA, adapters_off
 from rlhf_lightning.models.prepare import frozen, frozen_copy
 from rlhf_lightning.models.rollout_logprobs import rollout_entropy, rollout_logprobs
 from rlhf_lightning.modules._learning import LearningModule
-from rlhf_lightning.modules.evaluation import greedy_rewards, samples_of
+from rlhf_lightning.modules.evaluation import greedy_rewards, proxy_of, samples_of
 from rlhf_lightning.modules.further import further_prompts
 from rlhf_lightning.modules.optim import StepGuard
 from rlhf_lightning.modules.plan import BatchPlan, check_estimator, check_group_size, check_token_budget
@@ -142,6 +142,11 @@ class PolicyModule(LearningModule):
     def data(self) -> PromptData:
         """The run's prompts."""
         return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    @property
+    def proxy(self) -> Scorer | None:
+        """The scorers that are not the verifier, weighted as in the run."""
+        return proxy_of(self.scorer)
 
     @property
     def prompts_seen(self) -> int:

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlhf_lightning.functional import best_of_n
 from rlhf_lightning.pipeline import raw_rewards, transform
 from rlhf_lightning.protocols import RewardTransform, Sampler, Scorer
+from rlhf_lightning.scorers import MixtureScorer, VerifierScorer, combine
 from rlhf_lightning.types import Experience, Prompt, Rollout, Scores
 
 
@@ -45,10 +47,48 @@ def accuracy_metrics(rollout: Rollout, scores: Scores) -> dict[str, float]:
     }
 
 
-def evaluate(sampler: Sampler, verifier: Scorer, prompts: Sequence[Prompt]) -> dict[str, float]:
-    """Greedy decoding, verified: the paper's policy evaluation (§4.1)."""
+def evaluate(
+    sampler: Sampler, verifier: Scorer, prompts: Sequence[Prompt], proxy: Scorer | None = None
+) -> dict[str, float]:
+    """Greedy decoding, verified: the paper's policy evaluation (§4.1); and what a proxy says of the same responses."""
     rollout = greedy(sampler, prompts)
-    return accuracy_metrics(rollout, verifier(rollout))
+    metrics = accuracy_metrics(rollout, verifier(rollout))
+    if proxy is None:
+        return metrics
+    values = proxy(rollout).values.float()
+    own = {"held_out/proxy": float(values.mean()), "held_out/proxy_std": float(values.std(correction=0))}
+    return {**metrics, **own}
+
+
+def proxy_of(scorer: MixtureScorer) -> Scorer | None:
+    """The part of a run's score that is not the verifier's, weighted as in the run; None where there is none."""
+    weighed = zip(scorer.scorers, scorer.weights, strict=True)
+    others = [(part, weight) for part, weight in weighed if weight and not isinstance(part, VerifierScorer)]
+    return combine(*zip(*others, strict=True)) if others else None
+
+
+def sampled_metrics(
+    rollout: Rollout, verifier: Scorer, proxy: Scorer | None, *, best_of: Sequence[int]
+) -> dict[str, float]:
+    """What several samples a prompt are worth, each N over all subsets of the samples (unbiased).
+
+    Args:
+        rollout: K samples a prompt.
+        verifier: The truth.
+        proxy: Chooses one of N; a sample it cannot score is never chosen over one it can.
+        best_of: Sizes N, up to K.
+
+    Returns:
+        ``held_out/sampled_accuracy``, ``held_out/pass_at_<N>``, and with a proxy ``held_out/best_of_<N>``.
+    """
+    size = (len(rollout.prompts), rollout.group_size)
+    correct = verifier(rollout).values.view(size)
+    metrics = {"held_out/sampled_accuracy": float(correct.mean())}
+    metrics |= {f"held_out/pass_at_{n}": float(best_of_n(correct, correct, n=n).mean()) for n in best_of}
+    if proxy is None:
+        return metrics
+    chosen_by = proxy(rollout).values.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf).view(size)
+    return {**metrics, **{f"held_out/best_of_{n}": float(best_of_n(chosen_by, correct, n=n).mean()) for n in best_of}}
 
 
 def samples_of(experience: Experience) -> list[dict[str, Any]]:
