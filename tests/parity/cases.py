@@ -99,17 +99,19 @@ def updates(made: Experience, aggregation: str, token_budget: int = 30, monkeypa
     return batches
 
 
-def padded_logprobs(model, made: Rollout):
-    """(B, T) by an ordinary forward of each sequence, at the rollout's temperature; 0 off the mask."""
-    rows = torch.zeros(made.tokens.shape)
+def padded_logits(model, made: Rollout):
+    """(B, T, V) logits that predict each response token, at the rollout's temperature; 0 off the mask."""
+    rows = torch.zeros(*made.tokens.shape, model.config.vocab_size)
     with torch.no_grad():
         for i, length in enumerate(made.lengths.tolist()):
-            prompt = torch.tensor(made.prompt_of(i).tokens)
-            response = made.tokens[i, :length]
-            logits = model(torch.cat([prompt, response])[None], use_cache=False).logits[0, len(prompt) - 1 : -1]
-            logprobs = (logits / made.params.temperature).log_softmax(-1)
-            rows[i, :length] = logprobs.gather(1, response[:, None])[:, 0]
-    return rows
+            ids = torch.cat([torch.tensor(made.prompt_of(i).tokens), made.tokens[i, :length]])
+            rows[i, :length] = model(ids[None], use_cache=False).logits[0, -length - 1 : -1]
+    return rows / made.params.temperature
+
+
+def chosen(logits, made: Rollout):
+    """(B, T) log-probs of the responses; 0 off the mask."""
+    return logits.log_softmax(-1).gather(2, made.tokens[..., None])[..., 0] * made.mask
 
 
 def summed_gradient(losses, named) -> dict:

@@ -12,7 +12,8 @@ from parity.cases import (
     G,
     assert_same_gradients,
     experience,
-    padded_logprobs,
+    chosen,
+    padded_logits,
     policy,
     rollout,
     summed_gradient,
@@ -71,7 +72,7 @@ def ours(monkeypatch, *, advantage, aggregation, kl="k3", beta=BETA, kl_reward=N
     )
     module.policy_loss.high = 0.28
     module.policy = model
-    old, ref = padded_logprobs(model, made), padded_logprobs(reference, made)
+    old, ref = (chosen(padded_logits(one, made), made) for one in (model, reference))
     per_token = torch.zeros(made.tokens.shape)
     per_token[torch.arange(len(old)), made.lengths - 1] = REWARDS
     if kl_reward is not None:
