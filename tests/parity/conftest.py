@@ -30,10 +30,9 @@ def peer():
 @pytest.fixture(scope="session")
 def old_peer():
     """Folder with the last TRL that has PPO, to be put before the installed one on PYTHONPATH."""
-    folder = os.environ.get("PARITY_OLD_TRL", OLD_FOLDER)
-    if not (OLD_FOLDER.parent if folder == OLD_FOLDER else folder) or not os.path.isdir(folder):
+    if not (OLD_FOLDER / "trl").is_dir():
         missing(f"trl {OLD_PEER} (in {OLD_FOLDER.relative_to(ROOT)})")
-    return folder
+    return OLD_FOLDER
 
 
 @pytest.fixture(autouse=True)
