@@ -6,8 +6,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Waiting threads sleep instead of spinning: about ten times faster when something else uses a core, slower when nothing does.
 export OMP_WAIT_POLICY ?= PASSIVE
 STAMP := $(VENV)/.installed
+OLD_TRL := .parity/trl-1.12.0
 
-.PHONY: quickstart test slow lint types smollm2 embedded benchmark clean help
+.PHONY: quickstart test slow parity lint types smollm2 embedded benchmark clean help
 
 help:  ## What there is to make
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -27,6 +28,11 @@ test: $(STAMP)  ## The default test suite
 
 slow: $(STAMP) smollm2  ## The long tests too
 	$(BIN)/python -m pytest -m slow
+
+parity: $(STAMP)  ## Our losses and whole steps against TRL's (1.16, and 1.12 beside it, which still has PPO)
+	$(PIP) install --quiet --constraint constraints-cpu.txt --editable '.[parity]'
+	test -d $(OLD_TRL)/trl || $(PIP) install --quiet --no-deps --target $(OLD_TRL) trl==1.12.0
+	PARITY_REQUIRED=1 $(BIN)/python -m pytest -m parity tests/parity
 
 lint: $(STAMP)  ## Style
 	$(BIN)/ruff check .
