@@ -11,8 +11,8 @@ from parity import peers
 from parity.cases import (
     G,
     assert_same_gradients,
-    experience,
     chosen,
+    experience,
     padded_logits,
     policy,
     rollout,

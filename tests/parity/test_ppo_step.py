@@ -112,7 +112,9 @@ def test_full_responses(theirs, monkeypatch):
     advantages = GAE(given.GAMMA, given.LAM)(rewards)
     torch.testing.assert_close(factor * advantages.values, whitened, rtol=1e-8, atol=1e-8)
     batches = updates(
-        experience(rollout, advantages, given.old_logprobs("full"), values=values), "token-mean", monkeypatch=monkeypatch
+        experience(rollout, advantages, given.old_logprobs("full"), values=values),
+        "token-mean",
+        monkeypatch=monkeypatch,
     )
     assert len(batches) > 1
     policy_loss, value_loss = split_losses(made, batches, batches)
