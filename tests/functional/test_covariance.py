@@ -133,3 +133,11 @@ def test_gradient(loss):
 def test_a_negative_beta_is_refused():
     with pytest.raises(ValueError, match="beta must not be negative, got -1"):
         kl_cov_loss(NEW, LOGPROBS, ADVANTAGES, MARKS, beta=-1)
+
+
+def test_rounding_is_not_penalised():
+    """Before the first step all log-ratios are rounding; a sign of it would be noise of full size in the gradient."""
+    new = torch.tensor([3e-6, -5e-6, 0.0], requires_grad=True)
+    marks = torch.ones(3, dtype=torch.bool)
+    kl_cov_loss(new, torch.zeros(3), torch.zeros(3), marks, beta=1.0).sum().backward()
+    assert torch.equal(new.grad, torch.zeros(3))

@@ -87,7 +87,8 @@ def test_a_share_of_the_tokens_is_marked_whatever_the_token_budget(tmp_path, rec
         weights[budget] = module.policy.state_dict()
     assert record.rows[0]["covariance/marked"] == record.rows[1]["covariance/marked"]
     for name, tensor in weights[60].items():
-        torch.testing.assert_close(tensor, weights[100_000][name], atol=2e-5, rtol=0)
+        # Adam's first step blows rounding up where a gradient is nearly 0; other marks differ by several 1e-3
+        torch.testing.assert_close(tensor, weights[100_000][name], atol=1e-4, rtol=0)
 
 
 def test_importance_measures_a_sampler_of_another_dtype(tmp_path, record):

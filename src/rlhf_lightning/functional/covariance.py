@@ -12,6 +12,9 @@ from torch import Tensor
 from rlhf_lightning.functional.masked import masked_mean
 from rlhf_lightning.functional.policy_loss import clipped_policy_loss
 
+ROUNDING = 1e-4
+"""Largest |log ratio| that two computations of one log-prob may differ by, in nats."""
+
 
 def token_covariance(logprobs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
     """Each token's part of the covariance: ``(logp_t - mean(logp)) (A_t - mean(A))``, means over all that counts.
@@ -107,7 +110,8 @@ def kl_cov_loss(new: Tensor, old: Tensor, advantages: Tensor, marks: Tensor, *, 
         beta: Weight of the penalty, not negative.
 
     Returns:
-        (...) loss per token, to be minimised; not reduced.
+        (...) loss per token, to be minimised; not reduced. A log-ratio below 1e-4 is rounding, whose sign means
+        nothing (in a first update all are): it is not penalised.
 
     Raises:
         ValueError: If ``beta`` is negative.
@@ -115,7 +119,8 @@ def kl_cov_loss(new: Tensor, old: Tensor, advantages: Tensor, marks: Tensor, *, 
     if beta < 0:
         raise ValueError(f"beta must not be negative, got {beta}")
     log_ratio = new - old
-    return -torch.exp(log_ratio) * advantages + torch.where(marks, beta * log_ratio.abs(), 0)
+    held = marks & (log_ratio.detach().abs() > ROUNDING)
+    return -torch.exp(log_ratio) * advantages + torch.where(held, beta * log_ratio.abs(), 0)
 
 
 def _marked(like: Tensor, places: Tensor) -> Tensor:
