@@ -75,3 +75,12 @@ def parse_json_line(path: Path, number: int, line: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise RunFolderError(f"{path}, line {number}: not a JSON object")
     return found
+
+
+def encodable(value: Any) -> Any:
+    """The value with half surrogates in its texts replaced by U+FFFD: a model may write them, a table can't hold them."""
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, list):
+        return [encodable(inner) for inner in value]
+    return {key: encodable(inner) for key, inner in value.items()} if isinstance(value, dict) else value
