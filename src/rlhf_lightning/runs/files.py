@@ -78,7 +78,7 @@ def parse_json_line(path: Path, number: int, line: str) -> dict[str, Any]:
 
 
 def encodable(value: Any) -> Any:
-    """The value with half surrogates in its texts replaced by U+FFFD: a model may write them, a table can't hold them."""
+    """The value with half surrogates in its texts as U+FFFD: a model may write them, a table can't hold them."""
     if isinstance(value, str):
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, list):
