@@ -5,7 +5,4 @@ from rlhf_lightning.modules.ppo import PPOModule
 from rlhf_lightning.modules.reward_model import RewardModel
 from rlhf_lightning.modules.sft import SFTModule
 
-__all__ = ["GRPOModule", "RewardModel", "SFTModule"]
-
-__all__ = ["GRPOModule", "PPOModule", "SFTModule"]
 __all__ = ["GRPOModule", "PPOModule", "RewardModel", "SFTModule"]
