@@ -26,7 +26,9 @@ from rlhf_lightning.models.rollout_packs import pack_pieces, split_rollout
 from rlhf_lightning.modules import PPOModule
 from rlhf_lightning.types import Advantages, TokenRewards
 
-EXACT = 1e-9
+EXACT = 1e-12
+WHITENED = 1e-9
+"""Both sides add 1e-8 to a variance, but TRL to the sample's: that is not quite a factor."""
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +112,7 @@ def test_full_responses(theirs, monkeypatch):
     estimator = GAE(given.GAMMA, given.LAM, whiten=False)
     torch.testing.assert_close(estimator(rewards).values, raw, rtol=EXACT, atol=EXACT)
     advantages = GAE(given.GAMMA, given.LAM)(rewards)
-    torch.testing.assert_close(factor * advantages.values, whitened, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(factor * advantages.values, whitened, rtol=WHITENED, atol=WHITENED)
     batches = updates(
         experience(rollout, advantages, given.old_logprobs("full"), values=values),
         "token-mean",
@@ -118,10 +120,10 @@ def test_full_responses(theirs, monkeypatch):
     )
     assert len(batches) > 1
     policy_loss, value_loss = split_losses(made, batches, batches)
-    assert factor * total(policy_loss) + total(value_loss) == pytest.approx(float(loss), rel=1e-8)
+    assert factor * total(policy_loss) + total(value_loss) == pytest.approx(float(loss), rel=WHITENED)
     whole = sum(float(made.update_loss(batch).detach()) for batch in batches)
     assert whole == pytest.approx(total(policy_loss) + total(value_loss), rel=EXACT)
-    assert_same_gradients(gradients(made, policy_loss, value_loss, factor), grads, rel=1e-8)
+    assert_same_gradients(gradients(made, policy_loss, value_loss, factor), grads, rel=WHITENED)
 
 
 def test_ragged_responses_with_the_state_after_the_end(theirs, monkeypatch):
@@ -135,15 +137,15 @@ def test_ragged_responses_with_the_state_after_the_end(theirs, monkeypatch):
     torch.testing.assert_close(advantages, torch.where(longer.mask, raw, 0), rtol=EXACT, atol=EXACT)
     factor = sample_deviation(rollout.mask)
     white = masked_whiten(advantages, rollout.mask)
-    torch.testing.assert_close(factor * white, whitened, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(factor * white, whitened, rtol=WHITENED, atol=WHITENED)
     old = given.old_logprobs("ragged")
     both = [
         updates(experience(one, Advantages(white, returns), old, values=values), "token-mean", monkeypatch=monkeypatch)
         for one in (rollout, longer)
     ]
     policy_loss, value_loss = split_losses(made, *both)
-    assert factor * total(policy_loss) + total(value_loss) == pytest.approx(float(loss), rel=1e-8)
-    assert_same_gradients(gradients(made, policy_loss, value_loss, factor), grads, rel=1e-8)
+    assert factor * total(policy_loss) + total(value_loss) == pytest.approx(float(loss), rel=WHITENED)
+    assert_same_gradients(gradients(made, policy_loss, value_loss, factor), grads, rel=WHITENED)
 
 
 def test_without_the_state_after_the_end_ours_is_another_estimate(theirs):

@@ -13,7 +13,7 @@ from rlhf_lightning.modules._reward_parts import loss_parts
 from rlhf_lightning.reward_types import JudgedGroup, JudgedResponse, Pair, RenderedGroup
 from rlhf_lightning.types import Problem
 
-EXACT = 1e-9
+EXACT = 1e-12
 PROMPTS = [(3, 4, 5), (6, 7, 8, 9, 10), (11,), (12, 13, 14, 15)]
 RESPONSES = [
     [(20, 21, 22, EOS), (23, EOS)],
