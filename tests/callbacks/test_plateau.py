@@ -38,7 +38,7 @@ def run(rewards, proxy=None) -> pd.DataFrame:
     columns = {
         "rollout": range(11),
         "prompts_seen": [64 * i for i in range(11)],
-        "held_out/accuracy": [0.3, None, 0.5, None, 0.7, None, 0.7, None, 0.705, None, 0.69],
+        "held_out/accuracy": [0.3, None, 0.5, None, 0.7, None, 0.7, None, 0.705, None, 0.695],
         "reward/raw_mean": [*rewards, None],
         "time/rollout": [*[2.0] * 10, None],
         "time/evaluate": [1.0, None, 1.0, None, 1.0, None, 1.0, None, 1.0, None, 1.0],
@@ -53,10 +53,17 @@ def text_of(metrics: pd.DataFrame, **arguments) -> str:
 def test_reward_up_and_quality_flat():
     """After rollout 4: 6 rollouts, 384 prompts, 6·2 + 4·1 = 16 of 26 seconds."""
     assert text_of(run([0.1 * i for i in range(10)])) == (
-        "held_out/accuracy stopped improving at rollout 4: its best value rose by 0.005 more, from 0.7. "
+        "held_out/accuracy stopped improving at rollout 4: its best value rose by 0.005 more, from 0.7; it ended at "
+        "0.695. "
         "6 rollouts, 384 prompts and 16.0 s (62% of the run) came after it. Meanwhile reward/raw_mean kept rising, "
         "from 0.5 (mean of its earlier half) to 0.8 (later half): reward up, quality flat."
     )
+
+
+def test_reward_up_and_quality_down():
+    metrics = run([0.1 * i for i in range(10)])
+    metrics.loc[10, "held_out/accuracy"] = 0.4
+    assert text_of(metrics).endswith("reward up, quality down.") and "; it ended at 0.4." in text_of(metrics)
 
 
 def test_a_reward_that_is_flat_too_is_no_finding():

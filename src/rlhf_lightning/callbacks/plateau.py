@@ -28,7 +28,8 @@ class PlateauReport(Callback):
     That is at the first measurement after which its best value rose by less than ``tolerance`` to the end of the run,
     if at least ``patience`` measurements came after it. A pause that ends in a further rise is none. Beside it stand
     the rollouts, prompts and seconds that were spent after it, and whether the reward kept rising meanwhile: reward up
-    and quality flat is what the paper finds of more training (§4.2.3). The reward is the proxy's mean on held-out
+    and quality flat is what the paper finds of more training (§4.2.3). Quality is down where the run ended below its
+    best by ``tolerance`` or more. The reward is the proxy's mean on held-out
     responses where it is measured, else the mean raw reward in training.
 
     It needs :class:`RunReport`, which writes what it finds.
@@ -66,9 +67,10 @@ class PlateauReport(Callback):
         if place is None:
             return f"{self.metric} was still improving when the run ended."
         rollout, best = int(points["rollout"].iloc[place]), max(values[: place + 1])
-        rise = f"its best value rose by {max(values) - best:.2g} more, from {best:.4g}"
+        rise = f"its best value rose by {max(values) - best:.2g} more, from {best:.4g}; it ended at {values[-1]:.4g}"
         found = f"{self.metric} stopped improving at rollout {rollout}: {rise}. "
-        return f"{found}{spent_after(metrics, rollout)} {_reward_text(metrics, rollout)}"
+        quality = "flat" if values[-1] > best - self.tolerance else "down"
+        return f"{found}{spent_after(metrics, rollout)} {_reward_text(metrics, rollout, quality)}"
 
 
 def plateau_start(values: Sequence[float], *, tolerance: float, patience: int) -> int | None:
@@ -128,7 +130,7 @@ def spent_after(metrics: pd.DataFrame, rollout: int) -> str:
     return f"{text} and {duration(seconds)}{share} came after it."
 
 
-def _reward_text(metrics: pd.DataFrame, rollout: int) -> str:
+def _reward_text(metrics: pd.DataFrame, rollout: int, quality: str) -> str:
     column = next((name for name in PROXIES if name in metrics.columns), None)
     if column is None:
         return "No reward was logged to compare with."
@@ -137,5 +139,5 @@ def _reward_text(metrics: pd.DataFrame, rollout: int) -> str:
         return f"Meanwhile {column} has too few values to tell a trend."
     between = f"from {trend.early:.4g} (mean of its earlier half) to {trend.late:.4g} (later half)"
     if trend.rising:
-        return f"Meanwhile {column} kept rising, {between}: reward up, quality flat."
+        return f"Meanwhile {column} kept rising, {between}: reward up, quality {quality}."
     return f"Meanwhile {column} did not rise beyond its noise, {between}."
