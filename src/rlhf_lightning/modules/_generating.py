@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 
-from rlhf_lightning.models.cpu_memory import keep_freed_memory
 from rlhf_lightning.models.lora import LoRA
 from rlhf_lightning.models.packed import check_packable
 from rlhf_lightning.models.prepare import skeleton, trainable
@@ -86,8 +85,6 @@ class GeneratingModule(EdgeModule):
         """Loads the model and connects it."""
         if self.policy is not None:
             return
-        if self.trainer.strategy.root_device.type == "cpu":
-            keep_freed_memory()
         self.policy = trainable(
             self.policy_source.load(), lora=self.lora, gradient_checkpointing=self.gradient_checkpointing
         )
