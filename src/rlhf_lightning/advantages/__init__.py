@@ -20,4 +20,3 @@ __all__ = [
     "ReinforcePlusPlus",
     "ReinforcePlusPlusBaseline",
 ]
-__all__ = ["GAE", "RLOO", "Group", "GroupCenter", "Reinforce"]

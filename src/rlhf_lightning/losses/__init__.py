@@ -8,7 +8,4 @@ from rlhf_lightning.losses.importance import Importance
 from rlhf_lightning.losses.kl_cov import KLCov
 from rlhf_lightning.losses.value import ClippedValue
 
-__all__ = ["CISPO", "GSPO", "Clip", "ClipCov", "Importance", "KLCov"]
-
-__all__ = ["Clip", "ClippedValue"]
 __all__ = ["CISPO", "GSPO", "Clip", "ClipCov", "ClippedValue", "Importance", "KLCov"]

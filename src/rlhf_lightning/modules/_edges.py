@@ -21,6 +21,7 @@ from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.events import Events
 from rlhf_lightning.functional._products import products_kind, set_products_kind
 from rlhf_lightning.metrics import Means
+from rlhf_lightning.models.cpu_memory import keep_freed_memory
 from rlhf_lightning.modules.optim import StepGuard, clip_by_group, named_groups, warm_up
 
 
@@ -140,6 +141,11 @@ class EdgeModule(LightningModule):
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if hasattr(callback, hook):
                 getattr(callback, hook)(self.trainer, self, *details)
+
+    def on_fit_start(self) -> None:
+        """On CPU, steps ask for the same large blocks of memory again and again."""
+        if self.device.type == "cpu":
+            keep_freed_memory()
 
     # ---- one epoch --------------------------------------------------------------------------------------------------
 

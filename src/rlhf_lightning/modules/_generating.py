@@ -10,7 +10,6 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 
 from rlhf_lightning.data.seeding import derive_seed
-from rlhf_lightning.models.cpu_memory import keep_freed_memory
 from rlhf_lightning.models.lora import LoRA
 from rlhf_lightning.models.packed import check_packable
 from rlhf_lightning.models.prepare import skeleton, trainable
@@ -89,8 +88,6 @@ class GeneratingModule(EdgeModule):
         """Loads the model and connects it."""
         if self.policy is not None:
             return
-        if self.trainer.strategy.root_device.type == "cpu":
-            keep_freed_memory()
         self.policy = trainable(
             self.policy_source.load(), lora=self.lora, gradient_checkpointing=self.gradient_checkpointing
         )

@@ -77,7 +77,9 @@ class RewardModel(EdgeModule):
         self,
         backbone: ModelSource,
         supervision: Literal["outcome", "process"] = "outcome",
-        optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=9e-6, betas=(0.9, 0.95), weight_decay=0.0),
+        optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(
+            p, lr=9e-6, betas=(0.9, 0.95), weight_decay=0.0, fused=True
+        ),
         batch_size: int = 128,
         updates_per_epoch: int = 50,
         token_budget: int = 16_384,
