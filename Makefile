@@ -8,7 +8,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 STAMP := $(VENV)/.installed
 OLD_TRL := .parity/trl-1.12.0
 
-.PHONY: quickstart test slow parity lint types smollm2 embedded benchmark clean help
+.PHONY: quickstart pipeline test slow parity lint types smollm2 embedded benchmark clean help
 
 help:  ## What there is to make
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -22,6 +22,16 @@ $(STAMP): pyproject.toml constraints-cpu.txt
 
 quickstart: $(STAMP)  ## Train a tiny policy with GRPO on this computer, and draw the picture (2 minutes)
 	$(BIN)/rlhf fit --config quickstart.yaml --run.name quickstart-$$(date +%Y%m%d-%H%M%S)
+
+pipeline: $(STAMP)  ## The paper's pipeline, small: reward models, best-of-N, GRPO and PPO on the learned reward (10 minutes)
+	$(BIN)/rlhf sample --config tiny/sample.yaml
+	$(BIN)/rlhf label-steps --config tiny/label_steps.yaml
+	test -d runs/orm/reward_model || $(BIN)/rlhf fit --config tiny/orm.yaml
+	test -d runs/prm/reward_model || $(BIN)/rlhf fit --config tiny/prm.yaml
+	$(BIN)/rlhf sample --config tiny/sample.yaml --split=held_out --prompts=null --samples=64 --out=data/tiny-pool-sft.jsonl
+	$(BIN)/rlhf best-of-n --config tiny/best_of_n.yaml --pools="{before RL: data/tiny-pool-sft.jsonl}"
+	test -f runs/grpo_orm/report.md || $(BIN)/rlhf fit --config tiny/grpo_orm.yaml
+	test -f runs/ppo_orm/report.md || $(BIN)/rlhf fit --config tiny/ppo_orm.yaml
 
 test: $(STAMP)  ## The default test suite
 	$(BIN)/python -m pytest -m "not slow"
