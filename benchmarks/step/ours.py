@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,10 @@ class FixedPrompts(LightningDataModule):
     def train_prompts(self, rollout: int, count: int) -> list[Prompt]:
         """The prompts of one rollout."""
         return self._prompts[rollout * count : (rollout + 1) * count]
+
+    def further_prompts(self, rollout: int, own: Sequence[Prompt]) -> Iterator[Prompt]:
+        """None: no sampler here refills a rollout."""
+        return iter(())
 
     def train_dataloader(self) -> Any:
         """What the module makes of them."""

@@ -1,8 +1,8 @@
 """Matrix products for a few rows at a time, with the weight laid out for them once a sync.
 
 Fixed rule, so that a run repeats: on CPU a weight of at least 2^18 elements is packed for oneDNN, in its own blocked
-layout, and of 2^15 where oneDNN is the quicker library (``functional._products``); smaller ones (a tiny model's) and
-other devices use torch.mm on the transposed weight, whose call costs less.
+layout, and in float32 of 2^15 where oneDNN is the quicker library (``functional._products``); smaller ones (a tiny
+model's) and other devices use torch.mm on the transposed weight, whose call costs less.
 """
 
 from __future__ import annotations
@@ -81,6 +81,7 @@ def make_linear(weight: Tensor, bias: Tensor | None, *, rows: int = 32) -> Linea
         rows: Typical number of rows.
     """
     packs = weight.device.type == "cpu" and weight.dtype in _PACKED_TYPES and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    if packs and weight.numel() >= PACK_FROM[products_kind()]:
+    kind = products_kind() if weight.dtype == torch.float32 else "torch"
+    if packs and weight.numel() >= PACK_FROM[kind]:
         return PackedLinear(weight, bias, rows)
     return TransposedLinear(weight, bias)
