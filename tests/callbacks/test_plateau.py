@@ -79,7 +79,10 @@ def test_the_proxy_on_held_out_responses_comes_first():
 def test_what_cannot_be_told_is_said():
     metrics = run([0.5] * 10)
     assert "Too few measurements of held_out/accuracy to tell a plateau: 6, of 8" in text_of(metrics, patience=7)
-    assert "still improving" in text_of(metrics[:5], patience=2)
+    assert (
+        text_of(metrics[:5], patience=2)
+        == "No plateau: held_out/accuracy still improved within its last 2 measurements."
+    )
     assert "logged no held_out/acuracy" in (missing := text_of(metrics, metric="held_out/acuracy"))
     assert "Did you mean held_out/accuracy?" in missing
     assert "No reward was logged" in text_of(metrics.drop(columns="reward/raw_mean"))

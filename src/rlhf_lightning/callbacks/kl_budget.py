@@ -108,7 +108,8 @@ class KLBudget(Callback):
 
     def _keep(self, trainer: Trainer, rollout: int) -> None:
         saves = self._checkpoints(trainer)
-        if self.action == "rollback" and saves is not None and saves.after(rollout).exists():
+        wanted = self.action == "rollback" and trainer.is_global_zero
+        if wanted and saves is not None and saves.after(rollout).exists():
             name_also(saves.after(rollout), saves.folder / WITHIN)
 
     def _roll_back(self, trainer: Trainer, module: LightningModule) -> None:
@@ -119,7 +120,8 @@ class KLBudget(Callback):
             return
         saved = torch.load(kept, map_location="cpu", weights_only=True)
         module.load_state_dict(saved["state_dict"], strict=False)
-        name_also(kept, saves.last)
+        if trainer.is_global_zero:
+            name_also(kept, saves.last)
         back_to = saved["rlhf"]["rollout_index"]
         module.rollout_metrics["kl/rolled_back_to"] = float(back_to)  # type: ignore[index,operator,union-attr]
         self.ended += f"The policy is again the one that made rollout {back_to} (last.ckpt, {WITHIN}). "

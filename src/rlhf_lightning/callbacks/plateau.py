@@ -65,7 +65,7 @@ class PlateauReport(Callback):
             return f"Too few measurements of {self.metric} to tell a plateau: {len(values)}, of {self.patience + 1}."
         place = plateau_start(values, tolerance=self.tolerance, patience=self.patience)
         if place is None:
-            return f"{self.metric} was still improving when the run ended."
+            return f"No plateau: {self.metric} still improved within its last {self.patience} measurements."
         rollout, best = int(points["rollout"].iloc[place]), max(values[: place + 1])
         rise = f"its best value rose by {max(values) - best:.2g} more, from {best:.4g}; it ended at {values[-1]:.4g}"
         found = f"{self.metric} stopped improving at rollout {rollout}: {rise}. "
