@@ -66,3 +66,16 @@ def test_what_cannot_be(rlhf, folder):
     fit(rlhf, "quickstart.yaml", "good", "--trainer.max_epochs=1", "--model.init_args.reward_transforms=[]")
     assert "nothing to replay" in rlhf("replay", "--run", "runs/good").error
     assert "cannot be read" in rlhf("replay", "--run", "runs/good", "--file", "none").error
+
+
+def test_the_nearest_checkpoint_stands_in_for_one_that_is_gone(tmp_path):
+    from rlhf_lightning.cli.run_module import checkpoint_before
+    from rlhf_lightning.runs import Run
+
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    for name in ("rollout-000008", "rollout-000009", "last"):
+        (folder / f"{name}.ckpt").touch()
+    assert checkpoint_before(Run(tmp_path), 9).name == "rollout-000009.ckpt"
+    assert checkpoint_before(Run(tmp_path), 3).name == "rollout-000008.ckpt"
+    assert checkpoint_before(Run(tmp_path), 0) is None

@@ -48,7 +48,7 @@ def forward_context(run: Run) -> Any:
 
 
 def checkpoint_before(run: Run, rollout: int) -> Path | None:
-    """The checkpoint that rollout number ``rollout`` began with, else the run's newest.
+    """The checkpoint that rollout number ``rollout`` began with, else the nearest that the run has kept.
 
     None where a run's first rollout has no weights but those that the run started from.
 
@@ -60,7 +60,8 @@ def checkpoint_before(run: Run, rollout: int) -> Path | None:
         return own
     if rollout == 0:
         return None
-    found = newest_checkpoint(run.path)
+    kept = sorted(own.parent.glob("rollout-*.ckpt"), key=lambda path: abs(int(path.stem[8:]) - rollout))
+    found = kept[0] if kept else newest_checkpoint(run.path)
     if found is None:
         raise RunFolderError(f"run {run.path} has no checkpoint to replay rollout {rollout} with")
     return found

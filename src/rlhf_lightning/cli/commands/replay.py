@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +35,7 @@ def run(options: argparse.Namespace) -> int:
     from rlhf_lightning.runs import Run
 
     load_builtins()
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     of_run = Run(Path(options.run).expanduser())
     file = _file(of_run.path, options.file)
     batches, note = load_update(file)
@@ -71,7 +74,7 @@ def _origin(file: Path, note: dict[str, Any], checkpoint: Path | None, trained_o
 def _show(found: Replay, batches: list[UpdateBatch], note: dict[str, Any], tokenizer: Any) -> None:
     from rich.console import Console
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(_table(found, tokenizer))
     print(f"loss {found.loss:.6g}")
     for name, norm in found.grad_norms.items():
@@ -90,7 +93,7 @@ def _table(found: Replay, tokenizer: Any) -> Any:
     terms = list(found.sequences[0].loss) if found.sequences else []
     table = Table(title="Sequences: means a token; KL in nats a response; losses are shares of the update's")
     for name in ("sequence", "log-prob", "ratio", "advantage", "KL", *terms):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("prompt → response", overflow="fold")
     for s in found.sequences:
         numbers = [s.logprob, s.ratio, s.advantage, s.kl, *s.loss.values()]
