@@ -15,6 +15,17 @@ REWARD_MODEL_FOLDER = "reward_model"
 TABLES_FOLDER = "sample_tables"
 BEST_CHECKPOINT = "best.ckpt"
 """The weights of the best measurement: no checkpoint to go on from."""
+REPLAY_FOLDER = "replay"
+
+
+def replay_file(folder: Path, rollout: int, update: int) -> Path:
+    """Where an update that was skipped is kept; names sort by time."""
+    return folder / f"update-{rollout:06d}-{update:04d}.safetensors"
+
+
+def rollout_checkpoint(folder: Path, rollout: int) -> Path:
+    """The checkpoint with the weights that a run began its rollout number ``rollout`` with."""
+    return folder / CHECKPOINTS_FOLDER / f"rollout-{rollout:06d}.ckpt"
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

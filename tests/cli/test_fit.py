@@ -59,6 +59,24 @@ def test_lists_are_replaced_or_appended_to(rlhf):
     assert [type(t) for t in appended.reward_transforms] == [Clip, LengthPenalty, Whiten]
 
 
+def test_a_mapping_with_a_plugin_inside_it_on_the_command_line(rlhf, folder):
+    given = "{estimator: k1, controller: {name: fixed, coefficient: 0.05}}"
+    outcome = rlhf("fit", "--config", "fake.yaml", f"--model.kl_loss={given}", "--model.options={name: fixed}")
+    assert outcome.code == 0, outcome.err
+    module = FakeModule.made[-1]
+    assert module.kl_loss.estimator == "k1" and isinstance(module.kl_loss.controller, Fixed)
+    assert module.kl_loss.controller.coefficient == 0.05
+    assert module.options == {"name": "fixed"}
+
+
+def test_such_a_mapping_is_checked_and_can_be_overridden_further(rlhf, folder):
+    given = "--model.kl_loss={estimator: k1, controller: {name: fixed, coefficient: 0.05}}"
+    rlhf("fit", "--config", "fake.yaml", given, "--model.kl_loss.controller.coefficient=0.25")
+    assert FakeModule.made[-1].kl_loss.controller.coefficient == 0.25
+    wrong = rlhf("fit", "--config", "fake.yaml", "--model.kl_loss={controller: {name: fixd}}", "--run.name", "b")
+    assert "model.kl_loss.controller: no kl_controller is called 'fixd'. Did you mean 'fixed'?" in wrong.error
+
+
 def test_another_plugin_drops_the_arguments_of_the_first(rlhf):
     words = ["--model.kl_loss.controller=adaptive", "--model.kl_loss.controller.target=2.5"]
     assert rlhf("fit", "--config", "fake.yaml", *words).code == 0

@@ -20,6 +20,7 @@ from rlhf_lightning.callbacks.report import RunReport
 from rlhf_lightning.callbacks.reward_export import RewardModelExport
 from rlhf_lightning.callbacks.sample_table import SampleTable
 from rlhf_lightning.callbacks.samples import SampleLog
+from rlhf_lightning.callbacks.skipped_updates import SkippedUpdates
 from rlhf_lightning.run_layout import CHECKPOINTS_FOLDER
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "RunReport",
     "SampleLog",
     "SampleTable",
+    "SkippedUpdates",
     "default_callbacks",
     "default_loggers",
 ]
@@ -52,6 +54,7 @@ def default_callbacks(run_dir: Path, given: Sequence[Callback] = ()) -> list[Cal
     defaults = [
         MetricsLog(),
         SampleLog(run_dir),
+        SkippedUpdates(run_dir),
         PhaseProgress(),
         RunPlots(run_dir),
         RunReport(run_dir),

@@ -134,8 +134,8 @@ class _Override:
         return holder, hint
 
     def _plugin(self, option: Option, key: Key, hint: Any, name: str) -> list[str]:
-        """An option whose value may be a plug-in in short form."""
-        if kind_of(hint, key[-1]) is None:
+        """An option whose value may be a plug-in in short form, or arguments with plug-ins among them."""
+        if kind_of(hint, key[-1]) is None and not _may_hold_plugins(option.value, hint):
             return list(option.words)
         value = self.expander.value(get_loader("yaml")(option.value or ""), hint, key)
         if not option.name.endswith("+"):
@@ -147,6 +147,11 @@ class _Override:
         old = self.document.values.get(key)
         if not isinstance(old, dict) or old.get("class_path") != path:
             self.document.values[key] = {"class_path": path}
+
+
+def _may_hold_plugins(text: str | None, hint: Any) -> bool:
+    """Whether an option's text is a mapping for an argument whose type is known."""
+    return hint is not None and text is not None and text.lstrip().startswith("{")
 
 
 def _class_of(holder: Any, hint: Any) -> type | None:

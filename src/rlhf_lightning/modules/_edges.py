@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from lightning import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
 from torch.optim import Optimizer
 
 from rlhf_lightning.devices import to_device
@@ -22,7 +23,7 @@ from rlhf_lightning.events import Events
 from rlhf_lightning.functional._products import products_kind, set_products_kind
 from rlhf_lightning.metrics import Means
 from rlhf_lightning.models.cpu_memory import keep_freed_memory
-from rlhf_lightning.modules.optim import StepGuard, clip_by_group, named_groups, warm_up
+from rlhf_lightning.modules.optim import StepGuard, clip_by_group, named_groups, not_finite, warm_up
 
 
 class MicroBatch(Protocol):
@@ -135,8 +136,9 @@ class EdgeModule(LightningModule):
 
         Args:
             hook: ``on_rollout_start``, before an epoch's batches are made; ``on_experience``, when a rollout has its
-                advantages.
-            details: What the hook gets besides: of ``on_experience``, the experience.
+                advantages; ``on_skipped_update``, when an update's gradient is not finite.
+            details: What the hook gets besides: of ``on_experience``, the experience; of ``on_skipped_update``, the
+                update's number in the epoch, its micro-batches, and the gradient norms.
         """
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if hasattr(callback, hook):
@@ -180,9 +182,17 @@ class EdgeModule(LightningModule):
     ) -> None:
         """Clips each parameter group by its own norm; a step that is not finite is not taken, but counted."""
         norms = clip_by_group(optimizer, self.max_grad_norm)
+        if not_finite(norms):
+            self._tell_skipped(norms)
         skipped = self.guard(optimizer, norms)
         self.means.once({"update/skipped": torch.tensor(float(skipped))})
         self.means.once({f"grad_norm/{name}": norm for name, norm in norms.items()})
+
+    def _tell_skipped(self, norms: Mapping[str, Tensor]) -> None:
+        size = self._batches[0].micro_batches
+        update = self.trainer.fit_loop.epoch_loop.batch_idx // size
+        batches = self._batches[update * size : (update + 1) * size]
+        self.tell_callbacks("on_skipped_update", update, batches, norms)
 
     def on_train_batch_end(self, outputs: Any, batch: MicroBatch, batch_idx: int) -> None:
         """After the epoch's last update its numbers are complete."""
@@ -243,6 +253,10 @@ class EdgeModule(LightningModule):
         if missing := sorted(wanted - set(checkpoint["state_dict"])):
             raise ConfigError(f"the checkpoint lacks {len(missing)} of the model's weights, first {missing[0]!r}")
         self.rollout_index = saved["rollout_index"]
+        self.restore(saved)
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """The controllers and the kind of matrix products, of what ``on_save_checkpoint`` saved under ``rlhf``."""
         set_products_kind(saved.get("products", products_kind()))
         for name, controller in self.controllers().items():
             controller.load_state_dict(saved["controllers"][name])

@@ -88,12 +88,16 @@ class GeneratingModule(EdgeModule):
         """Loads the model and connects it."""
         if self.policy is not None:
             return
+        self.load_trained()
+        self.sampler.bind(self.model, self.tokenizer)
+        self.sampler.on_tokens = self.events.advance
+        self.verifier.bind(self.data.tasks)
+
+    def load_trained(self) -> None:
+        """Loads the weights that train, as they are before the first update; a checkpoint's may be laid over them."""
         self.policy = trainable(
             self.policy_source.load(), lora=self.lora, gradient_checkpointing=self.gradient_checkpointing
         )
-        self.sampler.bind(self.policy, self.tokenizer)
-        self.sampler.on_tokens = self.events.advance
-        self.verifier.bind(self.data.tasks)
 
     def to_rollout_mode(self) -> None:
         """Before sampling: evaluation mode, and a sampler that knows the weights of now."""

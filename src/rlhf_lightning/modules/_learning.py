@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -16,6 +16,12 @@ from rlhf_lightning.modules.plan import BatchPlan
 from rlhf_lightning.protocols import PolicyLoss
 from rlhf_lightning.types import UpdateBatch
 
+Trace = Callable[[str, Tensor], None]
+
+
+def _unseen(name: str, values: Tensor) -> None:
+    """Nobody looks."""
+
 
 class LearningModule(GeneratingModule):
     """A policy that learns from packed micro-batches; where they come from is not known here.
@@ -25,6 +31,8 @@ class LearningModule(GeneratingModule):
         policy_loss: Surrogate objective.
         kl: The KL penalties in reward and loss.
         logits_chunk: Tokens whose logits are held at once.
+        trace: Is shown the (b, T) tensors of each micro-batch by name, in the order in which they are computed:
+            ``logprobs``, ``values``, and the losses a token.
     """
 
     plan: BatchPlan
@@ -34,6 +42,7 @@ class LearningModule(GeneratingModule):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.trace: Trace = _unseen
         self.ratios = Quantiles("ratio/", {"q01": 0.01, "q50": 0.5, "q99": 0.99})
 
     def training_step(self, batch: UpdateBatch, batch_idx: int) -> Tensor:
@@ -49,6 +58,7 @@ class LearningModule(GeneratingModule):
 
     def objective(self, new: Tensor, batch: UpdateBatch) -> Tensor:
         """Policy loss and KL loss, given (b, T) log-probs with gradient."""
+        self.trace("logprobs", new)
         self._watch_ratios(new.detach(), batch)
         loss = self.weigh("loss/policy", *self.policy_loss(new, batch), batch)
         if self.kl.loss is not None and batch.ref_logprobs is not None:
@@ -57,6 +67,7 @@ class LearningModule(GeneratingModule):
 
     def weigh(self, name: str, per_token: Tensor, diagnostics: Mapping[str, Tensor], batch: UpdateBatch) -> Tensor:
         """Sums (b, T) losses with the batch's weights; logs the sum and the diagnostics' means."""
+        self.trace(name, per_token)
         loss = (per_token * batch.weights).sum()
         self.means.sums({name: loss})
         self.means.over_tokens(diagnostics, batch.packed.mask)

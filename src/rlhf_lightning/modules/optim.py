@@ -55,6 +55,11 @@ def clip_by_group(optimizer: Optimizer, max_norm: float | None) -> dict[str, Ten
     return {group["name"]: torch.nn.utils.clip_grad_norm_(group["params"], limit) for group in optimizer.param_groups}
 
 
+def not_finite(norms: Mapping[str, Tensor]) -> list[str]:
+    """Names of the groups whose gradient norm is not finite."""
+    return [name for name, norm in norms.items() if not bool(torch.isfinite(norm))]
+
+
 class StepGuard:
     """Lets no step through whose gradient is not finite; ends the run when too many come in a row.
 
@@ -81,7 +86,7 @@ class StepGuard:
         Raises:
             NonFiniteError: If it is the last that was allowed in a row.
         """
-        bad = [name for name, norm in norms.items() if not bool(torch.isfinite(norm))]
+        bad = not_finite(norms)
         self.in_a_row = self.in_a_row + 1 if bad else 0
         if not bad:
             return False

@@ -133,11 +133,10 @@ class PPOModule(PolicyModule):
         super().preflight(data)
         check_critic_source(self.critic_source, self.tokenizer)
 
-    def configure_model(self) -> None:
-        """Loads policy, reference and critic."""
-        super().configure_model()
-        if self.critic is None:
-            self.critic = self._make_critic().train()
+    def load_trained(self) -> None:
+        """Loads policy and critic."""
+        super().load_trained()
+        self.critic = self._make_critic().train()
 
     def _make_critic(self) -> Critic:
         if self.shared_backbone:
@@ -190,6 +189,7 @@ class PPOModule(PolicyModule):
 
     def _value_objective(self, values: Tensor, batch: UpdateBatch) -> Tensor:
         new = batch.packed.to_rows(values)
+        self.trace("values", new)
         return self.value_coefficient * self.weigh("loss/value", *self.value_loss(new, batch), batch)
 
 

@@ -1,0 +1,1 @@
+"""The parts of ``ppo_step.py``: what each side runs, both trainers, and the tables."""
