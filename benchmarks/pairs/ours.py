@@ -31,6 +31,10 @@ class FixedPairs(LightningDataModule):
         group = JudgedGroup(Problem("", ""), "chat", (JudgedResponse(""), JudgedResponse("")), (Pair(0, 1),))
         self._groups = [RenderedGroup(group, tuple(p), (tuple(c), tuple(r)), ((), ())) for p, c, r in made]
 
+    def describe(self) -> str:
+        """The pairs."""
+        return f"{len(self._groups)} pairs"
+
     def train_groups(self, start: int, count: int) -> list[RenderedGroup]:
         """The groups of some updates."""
         return self._groups[start : start + count]
