@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ Sample = Mapping[str, Any]
 
 _TEXTS = ("prompt", "response", "answer")
 _NUMBERS = ("reward", "advantage", "score", "correct", "length")
+_WIDTH = 120
+"""Columns where there is no terminal that would say."""
 
 
 class SampleTable(Callback):
@@ -57,7 +60,7 @@ class SampleTable(Callback):
                 f"SampleTable: count, max_chars and every must be at least 1, got {count}, {max_chars} and {every}"
             )
         self.run_dir, self.by, self.count, self.every, self.max_chars = run_dir, by, count, every, max_chars
-        self.console = Console()
+        self.console = Console() if sys.stdout.isatty() else Console(width=_WIDTH)
         self._latest: tuple[int, list[tuple[str, Sample]]] | None = None
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -111,14 +114,15 @@ def as_rich(title: str, chosen: Sequence[tuple[str, Sample]], *, max_chars: int)
     """The table for a terminal."""
     numbers, texts = _columns(chosen)
     drawn = Table(title=title, title_justify="left", title_style="bold", header_style="dim", box=SIMPLE_HEAD)
-    drawn.add_column("")
+    drawn.add_column("", no_wrap=True)
     for name in numbers:
         drawn.add_column(name, justify="right", no_wrap=True)
     for name in texts:
         drawn.add_column(name, overflow="fold")
     for kind, sample in chosen:
         cells = [_number(_value(sample, name)) for name in numbers]
-        drawn.add_row(kind, *cells, *(Text(_cut(sample.get(name), max_chars)) for name in texts))
+        said = (_cut(sample.get(name), max_chars).replace("\n", "⏎") for name in texts)
+        drawn.add_row(kind, *cells, *map(Text, said))
     return drawn
 
 
