@@ -72,7 +72,7 @@ class PhaseProgress(ProgressBar):
         total = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
         noun, self._events = "epoch", Events()
         if isinstance(pl_module, RolloutModule):
-            noun, self._events = "rollout", pl_module.events
+            noun, self._events = getattr(pl_module, "epoch_noun", "rollout"), pl_module.events
         self._state = ProgressState(noun, total, _done(trainer, pl_module), self.clock)
         self._latest, self._pending, self._printed_at = {}, None, None
         self._events.subscribe(self)
@@ -118,7 +118,7 @@ class PhaseProgress(ProgressBar):
             self._state.shown = describe(pl_module.rollout_metrics)
             self._flush()
             if not self._on_terminal:
-                self._write_line(" | ".join(["after the last rollout", *self._state.shown]))
+                self._write_line(" | ".join([f"after the last {self._state.noun}", *self._state.shown]))
         self._finish()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -124,8 +124,9 @@ def status_of(metrics: pd.DataFrame, exception: BaseException | None) -> str:
     how = "finished" if exception is None else f"interrupted by {type(exception).__name__}"
     if "rollout" not in metrics.columns or metrics["rollout"].dropna().empty:
         return how
-    made = int(metrics["time/rollout"].notna().sum()) if "time/rollout" in metrics.columns else len(metrics)
-    return f"{how} after {made} rollout{'' if made == 1 else 's'}"
+    noun, phase = ("rollout", "time/rollout") if "time/rollout" in metrics.columns else ("epoch", "time/update")
+    made = int(metrics[phase].notna().sum()) if phase in metrics.columns else len(metrics)
+    return f"{how} after {made} {noun}{'' if made == 1 else 's'}"
 
 
 def tables_of(metrics: pd.DataFrame) -> list[ReportTable]:

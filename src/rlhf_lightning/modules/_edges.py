@@ -69,6 +69,9 @@ class EdgeModule(LightningModule):
         self._batches: Sequence[MicroBatch] = ()
         self._update_phase = ExitStack()
 
+    #: What an epoch is called where progress is shown.
+    epoch_noun = "epoch"
+
     # ---- what a module must say ------------------------------------------------------------------------------------
 
     @property

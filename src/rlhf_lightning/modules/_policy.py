@@ -135,6 +135,7 @@ class PolicyModule(LearningModule):
         self.logits_chunk, self.aggregation = logits_chunk, aggregation
         self.reference: PreTrainedModel | None = None
 
+    epoch_noun = "rollout"
     #: Whether the module trains a critic.
     has_critic = False
 
