@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from rlhf_lightning.evaluation.figures import plot_data_scaling
+from rlhf_lightning.evaluation.figures import plot_best_of_n, plot_data_scaling
 
 SEEDS = (1, 2, 3)
 PROMPTS, SOLUTIONS = 512, 40
@@ -47,6 +47,9 @@ def main() -> None:
             fit(root, part_name(fraction, count, seed), "tiny/orm.yaml", seed, solutions, fraction, count)
     models = {f"ORM {s}": part_name(1.0, SOLUTIONS, s) for s in SEEDS} | {f"PRM {s}": f"prm-{s}" for s in SEEDS}
     best_of_n(root, "process-or-outcome", pool, models, "[last,min,product,mean]")
+    curves = pd.read_csv(root / "process-or-outcome" / "best_of_n.csv", keep_default_na=False)
+    last = curves[curves["aggregation"].isin(["", "last"])]
+    plot_best_of_n(last, root / "best_of_n.png", title="Best of N by reward models, three seeds each (last step)")
     parts = {part_name(*part, seed): part_name(*part, seed) for part in PARTS for seed in SEEDS}
     best_of_n(root, "data-scaling", pool, parts, "[last]")
     table = scaling(pd.read_csv(root / "data-scaling" / "best_of_n.csv"))
