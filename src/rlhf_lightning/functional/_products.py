@@ -29,6 +29,13 @@ LARGE = 1 << 21
 CLEAR_GAIN = 1.2
 """How many times as fast oneDNN must be seen to be."""
 
+SHAPES_KEPT = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64"}
+"""oneDNN and torch's layer over it keep what they prepared for each shape, a MB or so: 1024 of them unless told
+otherwise, and packed rows come in every length. So few are enough: the shapes of one update come back at once."""
+
+for _name, _count in SHAPES_KEPT.items():
+    os.environ.setdefault(_name, _count)  # read at the first product by oneDNN, in this process and those it starts
+
 _chosen: dict[str, str] = {}
 
 
