@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from rlhf_lightning.cli import main
 from rlhf_lightning.models import TinyLlama
@@ -148,8 +150,11 @@ def test_gae_without_a_critic(fit):
 PPO = ("--config", "tiny/ppo.yaml")
 
 
-def test_critic_whose_vocabulary_differs(fit):
-    error = fit(*PPO, "--model.init_args.critic=smollm2-135m-instruct")
+def test_critic_whose_vocabulary_differs(fit, tmp_path):
+    TinyLlama(hidden=32, layers=1, heads=2).load().save_pretrained(tmp_path / "other")
+    words = Tokenizer(models.WordLevel({"<eos>": 0, "one": 1}, unk_token="<eos>"))
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>").save_pretrained(tmp_path / "other")
+    error = fit(*PPO, '--model.init_args.critic={"name": "folder", "path": "other"}')
     assert "critic: its tokenizer is not the policy's" in error and "leave critic out" in error
 
 
