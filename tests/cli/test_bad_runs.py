@@ -151,7 +151,8 @@ PPO = ("--config", "tiny/ppo.yaml")
 
 
 def test_critic_whose_vocabulary_differs(fit, tmp_path):
-    TinyLlama(hidden=32, layers=1, heads=2).load().save_pretrained(tmp_path / "other")
+    TinyLlama(hidden=32, layers=1, heads=2).config().save_pretrained(tmp_path / "other")
+    save_file({"lm_head.weight": torch.zeros(1)}, tmp_path / "other" / "model.safetensors")
     words = Tokenizer(models.WordLevel({"<eos>": 0, "one": 1}, unk_token="<eos>"))
     PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>").save_pretrained(tmp_path / "other")
     error = fit(*PPO, '--model.init_args.critic={"name": "folder", "path": "other"}')
