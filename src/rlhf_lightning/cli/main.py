@@ -72,6 +72,7 @@ def _train(words: list[str]) -> int:
     from rlhf_lightning.cli.lightning import RLHFCLI
     from rlhf_lightning.plugins import load_builtins
 
+    quieten()  # and again: Lightning sets its own level when it is imported
     load_builtins()
     try:
         RLHFCLI(words)
