@@ -29,7 +29,7 @@ pipeline: $(STAMP)  ## The paper's pipeline, small: reward models, best-of-N, GR
 	test -d runs/orm/reward_model || $(BIN)/rlhf fit --config tiny/orm.yaml
 	test -d runs/prm/reward_model || $(BIN)/rlhf fit --config tiny/prm.yaml
 	$(BIN)/rlhf sample --config tiny/sample.yaml --split=held_out --prompts=null --samples=64 --out=data/tiny-pool-sft.jsonl
-	$(BIN)/rlhf best-of-n --config tiny/best_of_n.yaml --pools="{before RL: data/tiny-pool-sft.jsonl}"
+	$(BIN)/rlhf best-of-n --config tiny/best_of_n.yaml
 	test -f runs/grpo_orm/report.md || $(BIN)/rlhf fit --config tiny/grpo_orm.yaml
 	test -f runs/ppo_orm/report.md || $(BIN)/rlhf fit --config tiny/ppo_orm.yaml
 
