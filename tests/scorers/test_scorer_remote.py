@@ -7,33 +7,15 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-import torch
+from judged_rollouts import rollout
 
 from rlhf_lightning.errors import ConfigError, RemoteError
 from rlhf_lightning.scorers import RemoteScorer, RewardModelScorer
 from rlhf_lightning.scorers.client import Client
 from rlhf_lightning.scorers.judge import RewardJudge
 from rlhf_lightning.serving.server import Limits, ScoreServer
-from rlhf_lightning.types import Problem, Prompt, Rollout, SamplingParams
 
 TOKEN = "0123456789abcdef"
-
-
-def rollout(texts, finished=None, group=1, metadata=None):
-    prompts = tuple(
-        Prompt(Problem(f"p{i}", f"{i}+{i}=", "", metadata or {}), "sum", "<other template>", (9, 9), i)
-        for i in range(len(texts) // group)
-    )
-    shape = (len(texts), 1)
-    return Rollout(
-        prompts=prompts,
-        tokens=torch.full(shape, 7),
-        mask=torch.ones(shape, dtype=torch.bool),
-        logprobs=torch.zeros(shape),
-        finished=torch.tensor([True] * len(texts) if finished is None else finished),
-        texts=tuple(texts),
-        params=SamplingParams(),
-    )
 
 
 @contextmanager

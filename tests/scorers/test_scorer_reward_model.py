@@ -6,11 +6,11 @@ import pickle
 
 import pytest
 import torch
+from judged_rollouts import rollout
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rlhf_lightning.errors import ConfigError, ModelSourceError
 from rlhf_lightning.scorers import FormatScorer, RewardModelScorer, combine
-from rlhf_lightning.types import Problem, Prompt, Rollout, SamplingParams
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
@@ -25,24 +25,6 @@ def orm(tmp_path_factory, make_reward_model):
 @pytest.fixture(scope="module")
 def prm(tmp_path_factory, make_reward_model):
     return make_reward_model(tmp_path_factory.mktemp("rm") / "prm", seed=1, supervision="process")
-
-
-def rollout(texts, finished=None, group=1, metadata=None):
-    """Responses to 1+1=, 2+2=, …; its tokens are none of the reward model's, which must not look at them."""
-    prompts = tuple(
-        Prompt(Problem(f"p{i}", f"{i}+{i}=", "", metadata or {}), "sum", "<other template>", (9, 9), i)
-        for i in range(len(texts) // group)
-    )
-    shape = (len(texts), 3)
-    return Rollout(
-        prompts=prompts,
-        tokens=torch.full(shape, 7),
-        mask=torch.ones(shape, dtype=torch.bool),
-        logprobs=torch.zeros(shape),
-        finished=torch.tensor([True] * len(texts) if finished is None else finished),
-        texts=tuple(texts),
-        params=SamplingParams(),
-    )
 
 
 @torch.no_grad()
