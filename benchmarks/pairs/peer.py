@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from step.clock import Clock
+from step.quiet import QUIET
 
 from pairs.data import LEARNING_RATE, PAIRS, pairs
 
@@ -52,17 +53,9 @@ def _pairs(tokenizer: Any, steps: int) -> list[Any]:
 def _arguments(output: str, steps: int) -> dict[str, Any]:
     """The whole update in one batch, plain AdamW, no checkpointing: the peer at its fastest."""
     return {
+        **QUIET,
         "output_dir": output,
         "max_steps": steps,
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
         "per_device_train_batch_size": PAIRS,
         "learning_rate": LEARNING_RATE,
-        "lr_scheduler_type": "constant",
-        "save_strategy": "no",
-        "logging_strategy": "no",
-        "report_to": [],
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
     }

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from step.cases import LEARNING_RATE, NEW_TOKENS, prompt_texts
 from step.clock import Clock
+from step.quiet import QUIET
 
 from ppo.work import KL, RESPONSES, Side
 
@@ -52,6 +53,7 @@ def run(side: Side, folder: Path, reward: Path, prompt_tokens: int, dtype: str, 
 def _arguments(output: str, side: Side, steps: int) -> dict[str, Any]:
     """The same batch, passes, length, KL and clipping as ours; all 32 responses in one mini-batch."""
     return {
+        **QUIET,
         "output_dir": output,
         "total_episodes": RESPONSES * steps,
         "per_device_train_batch_size": RESPONSES,
@@ -64,15 +66,6 @@ def _arguments(output: str, side: Side, steps: int) -> dict[str, Any]:
         "temperature": 1.0,
         "kl_coef": KL,
         "learning_rate": LEARNING_RATE,
-        "lr_scheduler_type": "constant",
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "save_strategy": "no",
-        "logging_strategy": "no",
-        "report_to": [],
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
     }
 
 

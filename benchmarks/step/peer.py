@@ -11,6 +11,7 @@ import torch
 
 from step.cases import BETA, LEARNING_RATE, NEW_TOKENS, PROMPTS, SAMPLES, matrix_parameters, prompt_texts
 from step.clock import Clock
+from step.quiet import QUIET
 
 
 def run(folder: Path, prompt_tokens: int, dtype: str, steps: int, rows: int) -> dict[str, Any]:
@@ -42,11 +43,9 @@ def _arguments(output: str, steps: int, rows: int) -> dict[str, Any]:
     The weights are in the benchmark's dtype themselves, so there is nothing for autocast to do.
     """
     return {
+        **QUIET,
         "output_dir": output,
         "max_steps": steps,
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
         "per_device_train_batch_size": rows,
         "gradient_accumulation_steps": PROMPTS * SAMPLES // rows,
         "num_generations": SAMPLES,
@@ -54,12 +53,6 @@ def _arguments(output: str, steps: int, rows: int) -> dict[str, Any]:
         "generation_kwargs": {"min_new_tokens": NEW_TOKENS},
         "beta": BETA,
         "learning_rate": LEARNING_RATE,
-        "lr_scheduler_type": "constant",
-        "save_strategy": "no",
-        "logging_strategy": "no",
-        "report_to": [],
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
     }
 
 
