@@ -46,6 +46,10 @@ class Sampler(ABC):
     def release(self) -> None:  # noqa: B027
         """Tells the sampler that the next call comes after another ``sync``, so that it may free its weights."""
 
+    def wrap_drawing(self, wrapper: Callable[[Sampler], Sampler]) -> Sampler:
+        """Puts a wrapper around what draws: around itself, or around the sampler inside."""
+        return wrapper(self)
+
     @abstractmethod
     def __call__(
         self,

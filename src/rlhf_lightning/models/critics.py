@@ -14,7 +14,12 @@ from torch import Tensor, nn
 
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.models.lora import LoRA
-from rlhf_lightning.models.packed import check_packable, head_logprobs, packed_hidden_states, packed_logprobs
+from rlhf_lightning.models.packed import (
+    check_packable,
+    packed_hidden_and_logprobs,
+    packed_hidden_states,
+    packed_logprobs,
+)
 from rlhf_lightning.models.prepare import skeleton, trainable_scalar
 from rlhf_lightning.models.scalar import head_outputs, packed_scalars, scalar_model
 from rlhf_lightning.protocols import ModelSource
@@ -86,9 +91,8 @@ class SharedHead(Critic):
         self, policy: PreTrainedModel, packed: PackedSequences, *, temperature: float, chunk_size: int
     ) -> tuple[Tensor, Tensor]:
         """One forward of the policy for both."""
-        hidden = packed_hidden_states(policy, packed)
-        logprobs = head_logprobs(policy, hidden, packed.targets, temperature=temperature, chunk_size=chunk_size)
-        assert isinstance(logprobs, Tensor)
+        settings = {"temperature": temperature, "chunk_size": chunk_size}
+        hidden, logprobs = packed_hidden_and_logprobs(policy, packed, **settings)  # type: ignore[arg-type]
         return logprobs, head_outputs(self.head, hidden)
 
 

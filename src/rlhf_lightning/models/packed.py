@@ -16,6 +16,7 @@ from rlhf_lightning.functional.logprobs import chunked_token_logprobs
 from rlhf_lightning.functional.packing import pack_groups
 from rlhf_lightning.models.attention import use_packed_attention
 from rlhf_lightning.models.attention_layout import attention_layout
+from rlhf_lightning.models.through import through
 from rlhf_lightning.types import PackedSequences
 
 if TYPE_CHECKING:
@@ -44,11 +45,14 @@ def packed_hidden_states(model: PreTrainedModel, packed: PackedSequences) -> Ten
     Raises:
         ConfigError: If the architecture cannot run packed.
     """
-    return packed_states(model, packed).index_select(0, packed.predict_index)
+    return through(causal_lm(model), lambda: _predicting_states(model, packed))
 
 
 def packed_states(model: PreTrainedModel, packed: PackedSequences) -> Tensor:
-    """(N, H) final hidden states of the whole row; see :func:`packed_hidden_states`, which chooses among them."""
+    """(N, H) final hidden states of the whole row, to be called inside ``through`` of the model's root.
+
+    See :func:`packed_hidden_states`, which chooses among them.
+    """
     inner: Any = causal_lm(model)
     use_packed_attention(inner)
     output = inner.base_model(
@@ -103,37 +107,42 @@ def packed_logprobs(
     Raises:
         ConfigError: If the architecture cannot run packed.
     """
-    hidden = packed_hidden_states(model, packed)
-    return head_logprobs(  # type: ignore[call-overload,no-any-return]
-        model,
-        hidden,
-        packed.targets,
-        temperature=temperature,
-        chunk_size=chunk_size,
-        return_entropy=return_entropy,
-    )
+    settings = {"temperature": temperature, "chunk_size": chunk_size, "return_entropy": return_entropy}
+
+    def compute() -> Tensor | tuple[Tensor, Tensor]:
+        return _head_logprobs(model, _predicting_states(model, packed), packed.targets, **settings)
+
+    return through(causal_lm(model), compute)
 
 
-def head_logprobs(
-    model: PreTrainedModel,
-    hidden: Tensor,
-    targets: Tensor,
-    *,
-    temperature: float = 1.0,
-    chunk_size: int = 1024,
-    return_entropy: bool = False,
+def packed_hidden_and_logprobs(
+    model: PreTrainedModel, packed: PackedSequences, *, temperature: float = 1.0, chunk_size: int = 1024
+) -> tuple[Tensor, Tensor]:
+    """(R, H) as :func:`packed_hidden_states` and (R,) as :func:`packed_logprobs`, from one forward."""
+
+    def compute() -> tuple[Tensor, Tensor]:
+        hidden = _predicting_states(model, packed)
+        logprobs = _head_logprobs(model, hidden, packed.targets, temperature=temperature, chunk_size=chunk_size)
+        assert isinstance(logprobs, Tensor)
+        return hidden, logprobs
+
+    return through(causal_lm(model), compute)
+
+
+def _predicting_states(model: PreTrainedModel, packed: PackedSequences) -> Tensor:
+    return packed_states(model, packed).index_select(0, packed.predict_index)
+
+
+def _head_logprobs(
+    model: PreTrainedModel, hidden: Tensor, targets: Tensor, *, chunk_size: int, **settings: Any
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """The second half of :func:`packed_logprobs`: (R, H) hidden states of the targets through the LM head."""
     head = output_head(model)
-    return chunked_token_logprobs(  # type: ignore[call-overload,no-any-return]
-        hidden,
-        head.weight,
-        targets,
-        chunk_size=max(chunk_size, FEW_LOGITS // len(head.weight)),
-        temperature=temperature,
-        return_entropy=return_entropy,
-        bias=head.bias,
-    )
+
+    def compute(hidden: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        size = max(chunk_size, FEW_LOGITS // len(head.weight))
+        return chunked_token_logprobs(hidden, head.weight, targets, chunk_size=size, bias=head.bias, **settings)  # type: ignore[no-any-return]
+
+    return through(head, compute, hidden)
 
 
 def causal_lm(model: Any) -> PreTrainedModel:

@@ -6,6 +6,7 @@ classifiers with one label, so they are saved and loaded like any model.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.models.packed import causal_lm, packed_states
+from rlhf_lightning.models.through import through
 from rlhf_lightning.types import PackedSequences
 
 if TYPE_CHECKING:
@@ -80,11 +82,15 @@ def packed_scalars(model: PreTrainedModel, packed: PackedSequences, places: Tens
         ConfigError: If the model has no scalar head, or cannot run packed.
     """
     head = scalar_head(model)
-    return head_outputs(head, packed_states(model, packed).index_select(0, places))
+    return through(causal_lm(model), lambda: head_outputs(head, packed_states(model, packed).index_select(0, places)))
 
 
 def head_outputs(head: nn.Linear, hidden: Tensor) -> Tensor:
     """(K, H) hidden states to (K,) numbers, in float32 at least, under autocast too."""
+    return through(head, partial(_outputs, head), hidden)
+
+
+def _outputs(head: nn.Linear, hidden: Tensor) -> Tensor:
     wide = torch.promote_types(hidden.dtype, torch.float32)
     with torch.autocast(hidden.device.type, enabled=False):
         return F.linear(hidden.to(wide), head.weight.to(wide)).squeeze(-1)

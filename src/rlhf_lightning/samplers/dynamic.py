@@ -82,6 +82,11 @@ class DynamicSampler(Sampler):
         """Releases the sampler inside."""
         self.sampler.release()
 
+    def wrap_drawing(self, wrapper: Callable[[Sampler], Sampler]) -> Sampler:
+        """Wraps the sampler inside: rounds are decided on whole rollouts."""
+        self.sampler = self.sampler.wrap_drawing(wrapper)
+        return self
+
     def __call__(
         self,
         prompts: Sequence[Prompt],

@@ -1,0 +1,105 @@
+"""The processes of a run, which share its work: who this one is, what it takes on, and what all of them found.
+
+Every rank sees the same prompts, seeds and data, does its share of the sampling, scoring and training, and learns what
+the others found. So all that is computed from a whole rollout (advantages, whitening, metrics, controllers) is computed
+alike everywhere, and no result depends on the number of ranks beyond the rounding of sums.
+
+With one process every function here is the identity. All of them must be called by every rank, in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def world_size() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def own_share(count: int) -> range:
+    """Which of ``count`` items this rank takes: neighbours, the first ``count mod W`` ranks one more than the others.
+
+    With fewer items than ranks, a rank that would get none takes the last one too, so that all ranks run the same
+    steps; :func:`in_order` drops what was done twice.
+
+    Raises:
+        ValueError: If there are no items.
+    """
+    if count < 1:
+        raise ValueError("no items to share")
+    start, end = _bounds(count, rank())
+    return range(start, end) if end > start else range(count - 1, count)
+
+
+def owns(count: int) -> bool:
+    """Whether this rank's share of ``count`` items is its own, and not the last one done twice."""
+    return rank() < count
+
+
+def in_order(parts: Sequence[Sequence[T]], count: int) -> list[T]:
+    """What all ranks made of their shares, one after another, without what was done twice."""
+    sizes = (end - start for start, end in (_bounds(count, number) for number in range(len(parts))))
+    return [item for part, size in zip(parts, sizes, strict=True) for item in part[:size]]
+
+
+def gathered(value: T) -> list[T]:
+    """Every rank's value, by rank. Values travel pickled, between the processes of one run alone."""
+    if world_size() == 1:
+        return [value]
+    values: list[T | None] = [None] * world_size()
+    dist.all_gather_object(values, value, group=_of_cpu())
+    return values  # type: ignore[return-value]
+
+
+def total(values: Iterable[float]) -> list[float]:
+    """Sums over ranks, in float64."""
+    return _reduced(values, dist.ReduceOp.SUM)
+
+
+def largest(values: Iterable[float]) -> list[float]:
+    """Maxima over ranks."""
+    return _reduced(values, dist.ReduceOp.MAX)
+
+
+def added(values: Tensor) -> Tensor:
+    """The sum of every rank's tensor, on its device; exact where all but one hold 0."""
+    if world_size() > 1:
+        values = values.clone()
+        dist.all_reduce(values)
+    return values
+
+
+def _reduced(values: Iterable[float], how: dist.ReduceOp.RedOpType) -> list[float]:
+    numbers = torch.tensor(list(values), dtype=torch.float64)
+    if world_size() > 1:
+        dist.all_reduce(numbers, how, group=_of_cpu())
+    return numbers.tolist()  # type: ignore[no-any-return]
+
+
+def _bounds(count: int, number: int) -> tuple[int, int]:
+    size, more = divmod(count, world_size())
+    return size * number + min(number, more), size * (number + 1) + min(number + 1, more)
+
+
+def _of_cpu() -> dist.ProcessGroup | None:
+    """A group that moves CPU memory: the run's own, or one beside it where that moves GPU memory."""
+    return None if dist.get_backend() == "gloo" else _beside(id(dist.group.WORLD))
+
+
+@cache
+def _beside(world: int) -> dist.ProcessGroup | None:
+    return dist.new_group(backend="gloo")  # type: ignore[no-any-return]

@@ -1,0 +1,36 @@
+"""A scorer whose work all ranks share."""
+
+from __future__ import annotations
+
+import torch
+
+from rlhf_lightning import ranks
+from rlhf_lightning.devices import to_device
+from rlhf_lightning.grouping import join_scores, take_groups
+from rlhf_lightning.protocols import Scorer
+from rlhf_lightning.types import Rollout, Scores
+
+
+class SharedScorer(Scorer):
+    """Each rank scores its own share of a rollout's groups; all ranks get all scores.
+
+    Args:
+        scorer: Scores on this rank; bound already.
+    """
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.scorer, self.name = scorer, scorer.name
+
+    def __call__(self, rollout: Rollout) -> Scores:
+        """Scores this rank's share, and gathers the others'."""
+        count = len(rollout.prompts)
+        own = self.scorer(take_groups(rollout, ranks.own_share(count)))
+        device = own.values.device
+        parts = ranks.gathered(to_device(own, torch.device("cpu")) if ranks.owns(count) else None)
+        joined = join_scores([part for part in parts if part is not None], width=rollout.tokens.shape[1])
+        return to_device(joined, device)  # type: ignore[no-any-return]
+
+
+def shared(scorer: Scorer) -> Scorer:
+    """The scorer, its work shared where there are several ranks."""
+    return SharedScorer(scorer) if ranks.world_size() > 1 else scorer
