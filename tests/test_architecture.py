@@ -11,10 +11,22 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "src" / "rlhf_lightning"
 
 FLOORS = [
-    {"_version", "errors", "types", "sampling_params", "reward_types", "events", "devices", "run_layout", "functional"},
+    {
+        "_version",
+        "errors",
+        "types",
+        "sampling_params",
+        "reward_types",
+        "events",
+        "devices",
+        "run_layout",
+        "functional",
+        "ranks",
+        "grouping",
+    },
     {"protocols", "sampler_protocols", "registry"},
     {"samplers", "scorers", "transforms", "advantages", "losses", "kl", "models", "tasks", "data", "metrics"},
-    {"statistics", "pipeline"},
+    {"statistics", "pipeline", "strategies"},
     {"modules"},
     {"callbacks", "runs", "labelling", "evaluation", "serving"},
     {"plugins", "testing", "configfiles", "cli", "explore"},

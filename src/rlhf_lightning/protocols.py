@@ -6,10 +6,10 @@ The classes below are also the type hints by which the configuration finds and c
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlhf_lightning.reward_types import JudgedGroup
 from rlhf_lightning.sampler_protocols import Decoder as Decoder
@@ -41,6 +41,13 @@ class Scorer(ABC):
 
     def bind_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:  # noqa: B027
         """Gives the scorer the policy's tokenizer, before the first call; for scorers that score single tokens."""
+
+    def place(self, place: Callable[[nn.Module], nn.Module]) -> None:  # noqa: B027
+        """Gives the scorer what puts a frozen model where the strategy keeps models; for scorers that hold one."""
+
+    def wrap_scoring(self, wrapper: Callable[[Scorer], Scorer]) -> Scorer:
+        """Puts a wrapper around what scores: around itself, or around the scorers inside."""
+        return wrapper(self)
 
     def check(self) -> None:  # noqa: B027
         """Looks, before any weights are loaded, whether what the scorer needs is there.

@@ -9,7 +9,7 @@ With one process every function here is the identity. All of them must be called
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import cache
 from typing import TypeVar
 
@@ -34,7 +34,7 @@ def own_share(count: int) -> range:
     """Which of ``count`` items this rank takes: neighbours, the first ``count mod W`` ranks one more than the others.
 
     With fewer items than ranks, a rank that would get none takes the last one too, so that all ranks run the same
-    steps; :func:`in_order` drops what was done twice.
+    steps; :func:`owns` says whose it is.
 
     Raises:
         ValueError: If there are no items.
@@ -50,10 +50,15 @@ def owns(count: int) -> bool:
     return rank() < count
 
 
-def in_order(parts: Sequence[Sequence[T]], count: int) -> list[T]:
-    """What all ranks made of their shares, one after another, without what was done twice."""
-    sizes = (end - start for start, end in (_bounds(count, number) for number in range(len(parts))))
-    return [item for part, size in zip(parts, sizes, strict=True) for item in part[:size]]
+def in_turn(count: int) -> list[int]:
+    """Which of ``count`` items dealt out in turn this rank takes; the last one again where others have more to do."""
+    most = -(-count // world_size())
+    return [min(rank() + world_size() * turn, count - 1) for turn in range(most)]
+
+
+def does(number: int) -> bool:
+    """Whether the item of this number, dealt out in turn, is this rank's."""
+    return number % world_size() == rank()
 
 
 def gathered(value: T) -> list[T]:

@@ -97,6 +97,7 @@ def reward_updates(
     *,
     token_budget: int,
     denominators: Sequence[Denominators] | None = None,
+    shared_by: int = 1,
 ) -> list[list[RewardBatch]]:
     """Packs the groups of each update into the same number k of micro-batches.
 
@@ -107,7 +108,8 @@ def reward_updates(
         updates: U lists of groups.
         supervision: What is learnt.
         token_budget: Most tokens of a micro-batch.
-        denominators: Per update, summed over ranks; this process's own counts when not given.
+        denominators: Per update; the counts of its groups when not given.
+        shared_by: Number of ranks; k is a multiple of it.
 
     Returns:
         U lists of k micro-batches.
@@ -123,7 +125,8 @@ def reward_updates(
             raise DataError(_nothing_to_learn(groups, supervision))
     atoms = [[atoms_of(group) for group in groups] for groups in updates]
     both = list(zip(updates, atoms, strict=True))
-    k = max(len(split_groups(groups, token_budget=token_budget, atoms=sets)) for groups, sets in both)
+    needed = max(len(split_groups(groups, token_budget=token_budget, atoms=sets)) for groups, sets in both)
+    k = -(-needed // shared_by) * shared_by
     rows = [
         split_groups(groups, token_budget=token_budget, atoms=sets, n_bins=min(k, sum(map(len, sets))))
         for groups, sets in both

@@ -7,7 +7,8 @@ token budget changes the gradient.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ COUNTED: dict[str, Callable[[Rollout], Tensor]] = {
 }
 """(B, T) tokens that count in the losses, by what becomes of responses that were cut off."""
 
+Batch = TypeVar("Batch", bound=Any)
 Mark = Callable[[Tensor, Tensor, Tensor, int], Tensor | None]
 
 
@@ -37,12 +39,15 @@ def updates_of(
     order: Sequence[int] | None = None,
     denominators: Sequence[float] | None = None,
     micro_batches: int | None = None,
+    shared_by: int = 1,
     mark: Mark | None = None,
     counted: Tensor | None = None,
 ) -> list[list[UpdateBatch]]:
     """Splits a rollout's groups over updates and packs each into the same number k of micro-batches.
 
-    Every sequence stands in exactly one micro-batch, those with zero advantage too: they count in the denominators.
+    Every sequence stands in exactly one micro-batch, those with zero advantage too: they count in the denominators. An
+    update of fewer responses than k repeats one of its micro-batches with all weights 0 (whose tokens then count twice
+    in the means of diagnostics).
 
     Args:
         experience: The rollout with its advantages.
@@ -50,8 +55,9 @@ def updates_of(
         token_budget: Most row tokens a micro-batch (prompts once, responses without their last token).
         aggregation: One of ``functional.AGGREGATION_MODES``.
         order: The P groups in the order they are used; as they come when not given.
-        denominators: Per update, what ``update_denominators`` gave, summed over ranks; this process's own otherwise.
+        denominators: Per update, what its aggregation divides by; that of ``update_denominators`` when not given.
         micro_batches: k; the smallest number that fits every update when not given.
+        shared_by: Number of ranks; a k that is not given is a multiple of it.
         mark: Picks tokens of a whole update, from (n, T) old log-probs, advantages, mask, and the update's number.
         counted: (B, T) tokens that count in the losses; all response tokens when not given.
 
@@ -66,18 +72,19 @@ def updates_of(
         denominators = update_denominators(
             experience, updates=updates, aggregation=aggregation, order=order, counted=counted
         )
-    k = micro_batches or micro_batches_needed(experience, updates=updates, token_budget=token_budget, order=order)
+    needed = micro_batches_needed(experience, updates=updates, token_budget=token_budget, order=order)
+    k = micro_batches or -(-needed // shared_by) * shared_by
     old, advantages = experience.old_logprobs, experience.advantages.values
     mask = experience.rollout.mask if counted is None else counted
     batches = []
     for number, members in enumerate(groups):
-        bins = split_rollout(experience.rollout, members, token_budget=token_budget, n_bins=k)
         rows = _rows(experience, members)
+        bins = split_rollout(experience.rollout, members, token_budget=token_budget, n_bins=min(k, len(rows)))
         weights = _weights(mask[rows], aggregation, denominators[number])
         marks = None if mark is None else mark(old[rows], advantages[rows], mask[rows], number)
         first_row = {group: position * experience.rollout.group_size for position, group in enumerate(members)}
         update = _Update(number, k, first_row, weights, marks)
-        batches.append([_batch(experience, pieces, update) for pieces in bins])
+        batches.append(filled([_batch(experience, pieces, update) for pieces in bins], k))
     return batches
 
 
@@ -89,7 +96,7 @@ def update_denominators(
     order: Sequence[int] | None = None,
     counted: Tensor | None = None,
 ) -> list[float]:
-    """What each update's aggregation divides by, on this process; the sum over ranks is the whole update's.
+    """What each update's aggregation divides by.
 
     Tokens for ``token-mean``, sequences for the ``seq-*`` modes, and for ``constant`` the sequences times the longest
     allowed response (Dr. GRPO, arXiv 2503.20783).
@@ -108,7 +115,7 @@ def update_denominators(
 def micro_batches_needed(
     experience: Experience, *, updates: int, token_budget: int, order: Sequence[int] | None = None
 ) -> int:
-    """The smallest k that fits every update on this process; ranks use the largest of theirs.
+    """The smallest k that fits every update.
 
     Raises:
         ConfigError: If a prompt with its response exceeds the budget, or there are fewer groups than updates.
@@ -133,6 +140,13 @@ def groups_of_updates(n_groups: int, updates: int, order: Sequence[int] | None =
     size, more = divmod(n_groups, updates)
     ends = [size * (update + 1) + min(update + 1, more) for update in range(updates)]
     return [list(order[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def filled(batches: list[Batch], k: int) -> list[Batch]:
+    """As many as k, by repeating the one of the fewest tokens with all ``weights`` 0."""
+    shortest = min(batches, key=lambda batch: batch.tokens)
+    idle = replace(shortest, weights=torch.zeros_like(shortest.weights))
+    return batches + [idle] * (k - len(batches))
 
 
 @dataclass(frozen=True)

@@ -164,7 +164,7 @@ class BestOfN:
         self._say(f"{self.out}: {', '.join([*TABLE_FILES, DIFFERENCES_FILE, FIGURE_FILE, SCORES_FILE])}")
 
     def _ask(self, rater: Rater, pool: Pool) -> Grid:
-        rater.judge.to(find_device(self.device))
+        rater.judge.load(find_device(self.device))
         screen = Console(stderr=True)
         with Progress(console=screen, transient=True, disable=not screen.is_terminal) as progress:
             bar = progress.add_task(f"{rater.label} scores {pool.generator}", total=pool.prompts * pool.size)

@@ -32,6 +32,11 @@ if TYPE_CHECKING:
 class Critic(nn.Module, ABC):
     """Values of a packed row's response tokens. The policy is lent to each call, never kept: it is not the critic's."""
 
+    @property
+    @abstractmethod
+    def root(self) -> nn.Module:
+        """The module that holds the parameters."""
+
     @abstractmethod
     def values(self, policy: PreTrainedModel, packed: PackedSequences) -> Tensor:
         """(R,) values; their gradient reaches the critic's own parameters alone."""
@@ -53,6 +58,11 @@ class OwnCritic(Critic):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
+
+    @property
+    def root(self) -> nn.Module:
+        """The model."""
+        return self.model
 
     def values(self, policy: PreTrainedModel, packed: PackedSequences) -> Tensor:
         """One forward of the critic."""
@@ -81,6 +91,11 @@ class SharedHead(Critic):
         self.head = nn.Linear(width, 1, bias=False, dtype=policy.dtype, device=policy.device)
         nn.init.zeros_(self.head.weight)
 
+    @property
+    def root(self) -> nn.Module:
+        """The head."""
+        return self.head
+
     def values(self, policy: PreTrainedModel, packed: PackedSequences) -> Tensor:
         """The policy's forward without gradient, then the head."""
         with torch.no_grad():
@@ -101,7 +116,9 @@ def own_critic(source: ModelSource, *, lora: LoRA | None, gradient_checkpointing
     return OwnCritic(trainable_scalar(source.load(), lora=lora, gradient_checkpointing=gradient_checkpointing))
 
 
-def adapter_critic(policy: PreTrainedModel, *, lora: LoRA, gradient_checkpointing: bool) -> OwnCritic:
+def adapter_critic(
+    policy: PreTrainedModel, *, lora: LoRA, gradient_checkpointing: bool, share: bool = True
+) -> OwnCritic:
     """A critic of adapters and a head on the policy's own frozen weights.
 
     The layers are copied, the frozen weights are not: policy and critic hold the very same tensors. So neither has to
@@ -111,8 +128,9 @@ def adapter_critic(policy: PreTrainedModel, *, lora: LoRA, gradient_checkpointin
         policy: With its adapters on.
         lora: The critic's adapters.
         gradient_checkpointing: Recompute activations in the backward pass.
+        share: Whether the frozen weights are the policy's own; strategies that shard cannot share them between models.
     """
-    weights = {id(p): p for p in policy.parameters()}
+    weights = {id(p): p for p in policy.parameters()} if share else {}
     bare = copy.deepcopy(policy, weights).unload()  # type: ignore[operator]
     return OwnCritic(trainable_scalar(bare, lora=lora, gradient_checkpointing=gradient_checkpointing))
 

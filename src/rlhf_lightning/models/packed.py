@@ -107,10 +107,12 @@ def packed_logprobs(
     Raises:
         ConfigError: If the architecture cannot run packed.
     """
-    settings = {"temperature": temperature, "chunk_size": chunk_size, "return_entropy": return_entropy}
+    settings: dict[str, Any] = {"temperature": temperature, "return_entropy": return_entropy}
 
     def compute() -> Tensor | tuple[Tensor, Tensor]:
-        return _head_logprobs(model, _predicting_states(model, packed), packed.targets, **settings)
+        return _head_logprobs(
+            model, _predicting_states(model, packed), packed.targets, chunk_size=chunk_size, **settings
+        )
 
     return through(causal_lm(model), compute)
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from rlhf_lightning import ranks
+from rlhf_lightning.functional.packing import GroupPiece
 from rlhf_lightning.models.packed import packed_logprobs
 from rlhf_lightning.models.rollout_packs import pack_pieces, split_rollout
 from rlhf_lightning.types import PackedSequences, Rollout
@@ -50,7 +52,10 @@ def rollout_entropy(model: PreTrainedModel, rollout: Rollout, *, token_budget: i
 
 @torch.no_grad()
 def over_rollout(of_row: Callable[[PackedSequences], Tensor], rollout: Rollout, *, token_budget: int) -> Tensor:
-    """Lays a rollout out in packed rows and gathers what a function says of each.
+    """Lays a rollout out in packed rows and gathers what a function says of each; ranks share the rows.
+
+    Every rank calls the function as often as the others, whose sharded weights come together in it: a rank that has
+    fewer rows does the last one too, to no effect.
 
     Args:
         of_row: Gives (R,) numbers, one a response token of a row.
@@ -64,7 +69,16 @@ def over_rollout(of_row: Callable[[PackedSequences], Tensor], rollout: Rollout, 
         ConfigError: If a prompt with its response exceeds the budget.
     """
     numbers = torch.zeros(rollout.mask.shape, dtype=torch.float32, device=rollout.tokens.device)
-    for pieces in split_rollout(rollout, range(len(rollout.prompts)), token_budget=token_budget):
-        rows, packed = pack_pieces(rollout, pieces)
-        numbers[rows] = packed.to_rows(of_row(packed).to(numbers.dtype))
-    return numbers
+    bins = _even_bins(rollout, token_budget)
+    for number in ranks.in_turn(len(bins)):
+        rows, packed = pack_pieces(rollout, bins[number])
+        numbers[rows] = packed.to_rows(of_row(packed).to(numbers.dtype)) * ranks.does(number)
+    return ranks.added(numbers)
+
+
+def _even_bins(rollout: Rollout, token_budget: int) -> list[list[GroupPiece]]:
+    """Rows within the budget, as many for each rank where there are responses enough."""
+    groups, count = range(len(rollout.prompts)), ranks.world_size()
+    bins = split_rollout(rollout, groups, token_budget=token_budget)
+    even = min(-(-len(bins) // count) * count, len(rollout.texts))
+    return bins if even == len(bins) else split_rollout(rollout, groups, token_budget=token_budget, n_bins=even)

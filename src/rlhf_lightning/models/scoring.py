@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from rlhf_lightning import ranks
 from rlhf_lightning.devices import to_device
 from rlhf_lightning.functional.packing import GroupPiece
 from rlhf_lightning.models.reward_packs import pack_responses, split_groups
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 def score_groups(
     model: PreTrainedModel, groups: Sequence[RenderedGroup], *, process: bool, token_budget: int
 ) -> list[list[ResponseScore]]:
-    """Scores every response of some groups.
+    """Scores every response of some groups; ranks, which all ask for the same, share the rows.
 
     A score depends on its own prompt and response alone: neither on padding, nor on what stands beside it (up to the
     rounding of the model's type).
@@ -42,16 +43,28 @@ def score_groups(
     """
     if not groups:
         return []
-    scores: list[list[ResponseScore | None]] = [[None] * len(group.responses) for group in groups]
     training = model.training
     model.eval()
     try:
-        for pieces in split_groups(groups, token_budget=token_budget):
-            for (group, response), score in _scored(model, groups, pieces, process):
-                scores[group][response] = score
+        own = _own_scores(model, groups, process=process, token_budget=token_budget)
     finally:
         model.train(training)
-    return [[score for score in row if score is not None] for row in scores]
+    found = {name: score for part in ranks.gathered(own) for name, score in part.items()}
+    return [[found[group, i] for i in range(len(row.responses))] for group, row in enumerate(groups)]
+
+
+def _own_scores(
+    model: PreTrainedModel, groups: Sequence[RenderedGroup], *, process: bool, token_budget: int
+) -> dict[tuple[int, int], ResponseScore]:
+    """This rank's share of the rows; as many forwards as on the others, whose sharded weights come together in them."""
+    rows = split_groups(groups, token_budget=token_budget)
+    responses = sum(len(group.responses) for group in groups)
+    even = min(-(-len(rows) // ranks.world_size()) * ranks.world_size(), responses)
+    if even != len(rows):
+        rows = split_groups(groups, token_budget=token_budget, n_bins=even)
+    return dict(
+        scored for number in ranks.in_turn(len(rows)) for scored in _scored(model, groups, rows[number], process)
+    )
 
 
 def _scored(

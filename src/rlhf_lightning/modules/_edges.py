@@ -7,9 +7,9 @@ once, from the weights, the seed and the epoch's number alone, so nothing of it 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, Protocol
+from typing import Any, TypeVar
 
 import torch
 from lightning import LightningModule
@@ -17,25 +17,19 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torch.optim import Optimizer
 
+from rlhf_lightning import ranks
 from rlhf_lightning.devices import to_device
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.events import Events
 from rlhf_lightning.functional._products import products_kind, set_products_kind
 from rlhf_lightning.metrics import Means
 from rlhf_lightning.models.cpu_memory import keep_freed_memory
-from rlhf_lightning.modules.optim import StepGuard, clip_by_group, named_groups, not_finite, warm_up
+from rlhf_lightning.modules._batches import EpochBatches, MicroBatch
+from rlhf_lightning.modules.optim import StepGuard, named_groups, not_finite, warm_up
+from rlhf_lightning.modules.sharing import check_ranks
+from rlhf_lightning.strategies import Sharding, sharding_of
 
-
-class MicroBatch(Protocol):
-    """Anything that knows into how many micro-batches its update was cut, and how many tokens it trains on."""
-
-    @property
-    def micro_batches(self) -> int:
-        """k, the same for all updates of an epoch."""
-
-    @property
-    def tokens(self) -> int:
-        """Response tokens."""
+T = TypeVar("T")
 
 
 class EdgeModule(LightningModule):
@@ -68,6 +62,7 @@ class EdgeModule(LightningModule):
         self.rollout_samples: list[dict[str, Any]] = []
         self._batches: Sequence[MicroBatch] = ()
         self._update_phase = ExitStack()
+        self.sharding = Sharding()
 
     #: What an epoch is called where progress is shown.
     epoch_noun = "epoch"
@@ -82,6 +77,10 @@ class EdgeModule(LightningModule):
     @abstractmethod
     def make_batches(self) -> Sequence[MicroBatch]:
         """All micro-batches of the epoch ``rollout_index``, with the same number for each update."""
+
+    @abstractmethod
+    def models(self) -> dict[str, torch.nn.Module]:
+        """The transformers models that the module holds, by name, under any adapters; sharded one by one."""
 
     @abstractmethod
     def parameter_groups(self) -> dict[str, Iterable[torch.nn.Parameter]]:
@@ -103,6 +102,11 @@ class EdgeModule(LightningModule):
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must agree on with the run that resumes it."""
 
+    @property
+    @abstractmethod
+    def smallest_update(self) -> int:
+        """Fewest responses of an update; every rank must get one."""
+
     # ---- before the first epoch -------------------------------------------------------------------------------------
 
     @property
@@ -122,17 +126,17 @@ class EdgeModule(LightningModule):
         """Preflight, for those who don't come through the command line.
 
         Raises:
-            ConfigError: If there is more than one process, or a precision that Lightning would convert weights to.
+            ConfigError: If Lightning would give each rank other items or convert weights, or ranks had nothing to do.
         """
-        if self.trainer.world_size > 1:
-            raise ConfigError(f"trainer.devices: this version trains in one process, got {self.trainer.world_size}")
         precision = str(self.trainer.precision)
         if precision.endswith("-true") and precision != "32-true":
             raise ConfigError(
                 f"trainer.precision: {precision} is not for packed batches. For weights of that type, leave it out and "
                 "set dtype of the model's source; for fp32 weights and faster products, take bf16-mixed"
             )
+        check_ranks(self.trainer, self.smallest_update)
         self.preflight(self.data)
+        self.sharding = sharding_of(self.trainer.strategy)
 
     def tell_callbacks(self, hook: str = "on_rollout_start", *details: Any) -> None:
         """Calls ``hook(trainer, module, *details)`` of the callbacks that have it.
@@ -152,11 +156,21 @@ class EdgeModule(LightningModule):
         if self.device.type == "cpu":
             keep_freed_memory()
 
+    def without_training(self, compute: Callable[[], T]) -> T:
+        """Runs forwards outside of a training step, at the precision of training steps; all ranks the same number."""
+        with self.trainer.precision_plugin.forward_context():
+            return self.sharding.forward(compute)
+
+    def shard_models(self) -> None:
+        """Spreads the models over the ranks, where the strategy does so; at the end of ``configure_model``."""
+        for model in self.models().values():
+            self.sharding.shard(model, trained=any(p.requires_grad for p in model.parameters()))
+
     # ---- one epoch --------------------------------------------------------------------------------------------------
 
     def train_batches(self) -> EpochBatches:
         """What the datamodule hands to Lightning as the train dataloader."""
-        return EpochBatches(self)
+        return EpochBatches(self.begin_epoch)
 
     def begin_epoch(self) -> Sequence[MicroBatch]:
         """Makes the epoch's batches; once an epoch, however often Lightning asks."""
@@ -184,7 +198,7 @@ class EdgeModule(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clips each parameter group by its own norm; a step that is not finite is not taken, but counted."""
-        norms = clip_by_group(optimizer, self.max_grad_norm)
+        norms = self.sharding.clip(optimizer, self.max_grad_norm)
         if not_finite(norms):
             self._tell_skipped(norms)
         skipped = self.guard(optimizer, norms)
@@ -194,7 +208,8 @@ class EdgeModule(LightningModule):
     def _tell_skipped(self, norms: Mapping[str, Tensor]) -> None:
         size = self._batches[0].micro_batches
         update = self.trainer.fit_loop.epoch_loop.batch_idx // size
-        batches = self._batches[update * size : (update + 1) * size]
+        own = self._batches[update * size : (update + 1) * size]
+        batches = [batch for part in ranks.gathered(to_device(list(own), torch.device("cpu"))) for batch in part]
         self.tell_callbacks("on_skipped_update", update, batches, norms)
 
     def on_train_batch_end(self, outputs: Any, batch: MicroBatch, batch_idx: int) -> None:
@@ -270,13 +285,3 @@ class EdgeModule(LightningModule):
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Moves the tensors of our frozen dataclasses."""
         return to_device(batch, device)
-
-
-class EpochBatches:
-    """An iterable whose epoch is made when its first batch is asked for."""
-
-    def __init__(self, module: EdgeModule) -> None:
-        self._module = module
-
-    def __iter__(self) -> Iterator[MicroBatch]:
-        yield from self._module.begin_epoch()

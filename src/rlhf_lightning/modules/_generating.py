@@ -11,13 +11,15 @@ from lightning.pytorch.cli import OptimizerCallable
 
 from rlhf_lightning.data.seeding import derive_seed
 from rlhf_lightning.models.lora import LoRA
-from rlhf_lightning.models.packed import check_packable
+from rlhf_lightning.models.packed import causal_lm, check_packable
 from rlhf_lightning.models.prepare import skeleton, trainable
 from rlhf_lightning.modules._edges import EdgeModule
 from rlhf_lightning.modules.evaluation import evaluate, greedy, sampled_metrics
 from rlhf_lightning.protocols import ModelSource, Sampler, Scorer
 from rlhf_lightning.samplers.seeds import sample_seeds
+from rlhf_lightning.samplers.shared import shared as shared_sampler
 from rlhf_lightning.scorers import VerifierScorer
+from rlhf_lightning.scorers.shared import shared
 from rlhf_lightning.types import Prompt
 
 if TYPE_CHECKING:
@@ -89,6 +91,9 @@ class GeneratingModule(EdgeModule):
         if self.policy is not None:
             return
         self.load_trained()
+        self.load_frozen()
+        self.shard_models()
+        self.sampler = shared_sampler(self.sampler)
         self.sampler.bind(self.model, self.tokenizer)
         self.sampler.on_tokens = self.events.advance
         self.verifier.bind(self.data.tasks)
@@ -99,10 +104,18 @@ class GeneratingModule(EdgeModule):
             self.policy_source.load(), lora=self.lora, gradient_checkpointing=self.gradient_checkpointing
         )
 
+    def load_frozen(self) -> None:
+        """Loads what never trains, after :meth:`load_trained`; nothing by default."""
+
+    def models(self) -> dict[str, torch.nn.Module]:
+        """The policy."""
+        return {"policy": causal_lm(self.model)}
+
     def to_rollout_mode(self) -> None:
         """Before sampling: evaluation mode, and a sampler that knows the weights of now."""
         self.model.eval()
-        self.sampler.sync(self.global_step)
+        with self.sharding.gathered(self.model):
+            self.sampler.sync(self.global_step)
 
     def parameter_groups(self) -> dict[str, Iterable[torch.nn.Parameter]]:
         """The policy's parameters."""
@@ -122,7 +135,7 @@ class GeneratingModule(EdgeModule):
         """Greedy accuracy of the model as it is now."""
         self.to_rollout_mode()
         with self.events.phase("evaluate"):
-            metrics = evaluate(self.sampler, self.verifier, prompts, self.proxy)
+            metrics = evaluate(self.sampler, shared(self.verifier), prompts, self._shared_proxy)
         self.sampler.release()
         return metrics
 
@@ -130,6 +143,10 @@ class GeneratingModule(EdgeModule):
     def proxy(self) -> Scorer | None:
         """What the model is trained on in the verifier's place; None where the verifier is all there is."""
         return None
+
+    @property
+    def _shared_proxy(self) -> Scorer | None:
+        return None if self.proxy is None else shared(self.proxy)
 
     def measure_samples(
         self, limit: int | None = None, *, samples: int, best_of: Sequence[int], temperature: float
@@ -144,7 +161,7 @@ class GeneratingModule(EdgeModule):
         self.to_rollout_mode()
         with self.events.phase("evaluate"):
             rollout = self.sampler(prompts, samples_per_prompt=samples, seeds=seeds, params=params)
-            metrics = sampled_metrics(rollout, self.verifier, self.proxy, best_of=best_of)
+            metrics = sampled_metrics(rollout, shared(self.verifier), self._shared_proxy, best_of=best_of)
         self.sampler.release()
         return metrics
 

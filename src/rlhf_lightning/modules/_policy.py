@@ -10,18 +10,18 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
+from rlhf_lightning import ranks
 from rlhf_lightning.data.seeding import derive_seed
 from rlhf_lightning.data.update_batches import COUNTED, updates_of
-from rlhf_lightning.functional import AGGREGATION_MODES, masked_mean
+from rlhf_lightning.functional import AGGREGATION_MODES
 from rlhf_lightning.kl import KLTerm, KLTerms
-from rlhf_lightning.models.lora import LoRA, adapters_off
-from rlhf_lightning.models.prepare import frozen, frozen_copy
-from rlhf_lightning.models.rollout_logprobs import rollout_entropy, rollout_logprobs
-from rlhf_lightning.modules._learning import LearningModule
+from rlhf_lightning.models.lora import LoRA
+from rlhf_lightning.modules._referred import ReferredModule
 from rlhf_lightning.modules.evaluation import greedy_rewards, proxy_of, samples_of
 from rlhf_lightning.modules.further import further_prompts
 from rlhf_lightning.modules.optim import StepGuard
 from rlhf_lightning.modules.plan import BatchPlan, check_estimator, check_group_size, check_token_budget
+from rlhf_lightning.modules.sharing import own_batches
 from rlhf_lightning.pipeline import LogProbs, Pipeline
 from rlhf_lightning.protocols import (
     AdvantageEstimator,
@@ -35,15 +35,14 @@ from rlhf_lightning.protocols import (
 from rlhf_lightning.registry import check_choice
 from rlhf_lightning.samplers.seeds import sample_seeds
 from rlhf_lightning.scorers import combine
-from rlhf_lightning.types import Experience, Rollout, UpdateBatch
+from rlhf_lightning.scorers.shared import shared
+from rlhf_lightning.types import Experience, UpdateBatch
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from rlhf_lightning.data.prompts import PromptData
 
 
-class PolicyModule(LearningModule):
+class PolicyModule(ReferredModule):
     """Trains a policy on its own samples; which algorithm it is depends only on the parts put in.
 
     One Lightning epoch is one rollout: the train dataloader samples with the current weights, and each batch is one
@@ -127,13 +126,12 @@ class PolicyModule(LearningModule):
         check_estimator(advantage, reward_transforms, kl_reward, has_critic=self.has_critic)
         check_choice(aggregation, AGGREGATION_MODES, "aggregation")
         self.truncated, self.guard = truncated, StepGuard(max_nonfinite_in_a_row)
-        self.measure_entropy = measure_entropy
-        self.reference_source, self.advantage, self.policy_loss = reference, advantage, policy_loss
+        self.measure_entropy, self.reference_source = measure_entropy, reference
+        self.advantage, self.policy_loss = advantage, policy_loss
         self.scorer = combine(scorers, scorer_weights)
         self.transforms, self.extra_metrics = reward_transforms, metrics or []
         self.kl = KLTerms(kl_reward, kl_loss)
         self.logits_chunk, self.aggregation = logits_chunk, aggregation
-        self.reference: PreTrainedModel | None = None
 
     epoch_noun = "rollout"
     #: Whether the module trains a critic.
@@ -148,6 +146,11 @@ class PolicyModule(LearningModule):
     def proxy(self) -> Scorer | None:
         """The scorers that are not the verifier, weighted as in the run."""
         return proxy_of(self.scorer)
+
+    @property
+    def smallest_update(self) -> int:
+        """Responses of an update with the fewest prompts."""
+        return self.plan.prompts_per_rollout // self.plan.updates_per_rollout * self.plan.samples_per_prompt
 
     @property
     def prompts_seen(self) -> int:
@@ -176,19 +179,17 @@ class PolicyModule(LearningModule):
         if self.policy is not None:
             return
         super().configure_model()
-        if self.kl.given and self.reference_source is not None:
-            self.reference = frozen(self.reference_source.load())
-        elif self.kl.given and self.lora is None:
-            self.reference = frozen_copy(self.model)
         self.scorer.bind(self.data.tasks)
         self.scorer.bind_tokenizer(self.tokenizer)
+        self.scorer.place(self.sharding.place_frozen)
         self.pipeline = self._make_pipeline()
 
     def _make_pipeline(self) -> Pipeline:
-        baseline = partial(greedy_rewards, self.sampler, self.scorer, self.transforms)
+        scorer = shared(self.scorer)
+        baseline = partial(greedy_rewards, self.sampler, scorer, self.transforms)
         return Pipeline(
             sampler=self.sampler,
-            scorer=self.scorer,
+            scorer=scorer,
             transforms=self.transforms,
             advantage=self.advantage,
             kl_reward=self.kl.reward,
@@ -251,34 +252,13 @@ class PolicyModule(LearningModule):
             aggregation=self.aggregation,
             mark=self._mark,
             counted=COUNTED[self.truncated](experience.rollout),
+            shared_by=ranks.world_size(),
         )
-        return [batch for update in updates for batch in update] * self.plan.epochs_per_rollout
+        return [batch for update in updates for batch in own_batches(update)] * self.plan.epochs_per_rollout
 
     def _mark(self, old: Tensor, advantages: Tensor, mask: Tensor, update: int) -> Tensor | None:
         seed = derive_seed("mark", self.seed, self.rollout_index, update)
         return self.policy_loss.mark(old, advantages, mask, seed=seed)
-
-    def _entropy(self, rollout: Rollout) -> dict[str, float]:
-        if not self.measure_entropy:
-            return {}
-        with self.events.phase("entropy"), self.trainer.precision_plugin.forward_context():
-            settings = {"token_budget": self.plan.token_budget, "chunk_size": self.logits_chunk}
-            found = rollout_entropy(self.model, rollout, **settings)
-        return {"policy/entropy": float(masked_mean(found, rollout.mask))}
-
-    def _policy_logprobs(self, rollout: Rollout) -> Tensor:
-        return self._logprobs(self.model, rollout)
-
-    def _reference_logprobs(self, rollout: Rollout) -> Tensor:
-        if self.reference is None:
-            with adapters_off(self.model):
-                return self._policy_logprobs(rollout)
-        return self._logprobs(self.reference, rollout)
-
-    def _logprobs(self, model: PreTrainedModel, rollout: Rollout) -> Tensor:
-        """At the precision that training steps run at: in another one, a ratio of 1 would not be 1."""
-        with self.trainer.precision_plugin.forward_context():
-            return rollout_logprobs(model, rollout, token_budget=self.plan.token_budget, chunk_size=self.logits_chunk)
 
     def identity(self) -> dict[str, Any]:
         """The policy's source and the seed, and what the scorers score with."""

@@ -45,16 +45,6 @@ def warm_up(optimizer: Optimizer, updates: int, delays: Mapping[str, int] | None
     return {"scheduler": LambdaLR(optimizer, factors), "interval": "step"}
 
 
-def clip_by_group(optimizer: Optimizer, max_norm: float | None) -> dict[str, Tensor]:
-    """Clips each named group by its own norm, in place; a joint norm would be ruled by the critic.
-
-    Returns:
-        The norms before clipping, by group name.
-    """
-    limit = float("inf") if max_norm is None else max_norm
-    return {group["name"]: torch.nn.utils.clip_grad_norm_(group["params"], limit) for group in optimizer.param_groups}
-
-
 def not_finite(norms: Mapping[str, Tensor]) -> list[str]:
     """Names of the groups whose gradient norm is not finite."""
     return [name for name, norm in norms.items() if not bool(torch.isfinite(norm))]

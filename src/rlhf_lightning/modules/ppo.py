@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlhf_lightning.advantages import GAE
 from rlhf_lightning.errors import ConfigError
@@ -142,12 +142,21 @@ class PPOModule(PolicyModule):
         if self.shared_backbone:
             return SharedHead(self.model)
         if self.lora is not None and not self.has_own_source:
-            return adapter_critic(self.model, lora=self.lora, gradient_checkpointing=self.gradient_checkpointing)
+            return adapter_critic(
+                self.model,
+                lora=self.lora,
+                gradient_checkpointing=self.gradient_checkpointing,
+                share=not self.sharding.is_sharded,
+            )
         return own_critic(self.critic_source, lora=self.lora, gradient_checkpointing=self.gradient_checkpointing)
 
     def parameter_groups(self) -> dict[str, Iterable[torch.nn.Parameter]]:
         """The policy's and the critic's parameters."""
         return {**super().parameter_groups(), "critic": self.value_model.parameters()}
+
+    def models(self) -> dict[str, nn.Module]:
+        """The policy, the critic, and the reference."""
+        return {**super().models(), "critic": self.value_model.root}
 
     def learning_rates(self) -> dict[str, float]:
         """The critic's own."""
@@ -171,10 +180,8 @@ class PPOModule(PolicyModule):
 
     def _rollout_values(self, rollout: Rollout) -> Tensor:
         self.value_model.eval()
-        with self.trainer.precision_plugin.forward_context():
-            values = over_rollout(
-                partial(self.value_model.values, self.model), rollout, token_budget=self.plan.token_budget
-            )
+        of_row = partial(self.value_model.values, self.model)
+        values = self.without_training(partial(over_rollout, of_row, rollout, token_budget=self.plan.token_budget))
         self.value_model.train()
         return values
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,6 +12,7 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
+from rlhf_lightning import ranks
 from rlhf_lightning.data.reward_batches import Supervision, reward_updates
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.metrics.reward import RewardMetrics
@@ -22,6 +24,7 @@ from rlhf_lightning.models.scalar import packed_scalars, scalar_head, scalar_mod
 from rlhf_lightning.models.scoring import score_groups
 from rlhf_lightning.modules._edges import EdgeModule
 from rlhf_lightning.modules._reward_parts import loss_parts, samples_of
+from rlhf_lightning.modules.sharing import own_batches
 from rlhf_lightning.protocols import ModelSource
 from rlhf_lightning.registry import check_choice
 from rlhf_lightning.reward_types import RenderedGroup, ResponseScore, RewardBatch
@@ -118,6 +121,11 @@ class RewardModel(EdgeModule):
         return self.supervision == "process"
 
     @property
+    def smallest_update(self) -> int:
+        """Groups an update; each has a response at least."""
+        return self.batch_size
+
+    @property
     def updates_per_epoch(self) -> int:
         """Optimizer steps an epoch."""
         return self._updates
@@ -175,6 +183,11 @@ class RewardModel(EdgeModule):
             self.scalar = trainable_scalar(
                 self.backbone_source.load(), lora=self.lora, gradient_checkpointing=self.gradient_checkpointing
             )
+            self.shard_models()
+
+    def models(self) -> dict[str, torch.nn.Module]:
+        """Backbone and head."""
+        return {"reward model": self.model}
 
     def parameter_groups(self) -> dict[str, Iterable[torch.nn.Parameter]]:
         """The backbone's parameters, and the head's."""
@@ -197,8 +210,8 @@ class RewardModel(EdgeModule):
         size = self.batch_size
         groups = self.data.train_groups(self.rollout_index * self._updates * size, self._updates * size)
         updates = [groups[start : start + size] for start in range(0, len(groups), size)]
-        made = reward_updates(updates, self.targets, token_budget=self.token_budget)
-        return [batch for batches in made for batch in batches]
+        made = reward_updates(updates, self.targets, token_budget=self.token_budget, shared_by=ranks.world_size())
+        return [batch for update in made for batch in own_batches(update)]
 
     def training_step(self, batch: RewardBatch, batch_idx: int) -> Tensor:
         """One packed micro-batch."""
@@ -213,8 +226,8 @@ class RewardModel(EdgeModule):
 
     def scores(self, groups: Sequence[RenderedGroup]) -> list[list[ResponseScore]]:
         """What the model, as it is now, says of each response; at the precision that training steps run at."""
-        with self.trainer.precision_plugin.forward_context():
-            return score_groups(self.model, groups, process=self.is_process, token_budget=self.token_budget)
+        settings: dict[str, Any] = {"process": self.is_process, "token_budget": self.token_budget}
+        return self.without_training(partial(score_groups, self.model, groups, **settings))
 
     def measure(self, limit: int | None = None) -> dict[str, float]:
         """Metrics on the first ``limit`` held-out groups; some of them are kept as samples."""

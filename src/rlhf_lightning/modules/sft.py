@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
+from rlhf_lightning.data.update_batches import filled
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional import aggregation_weights
 from rlhf_lightning.functional.packing import pack_groups
@@ -17,6 +18,7 @@ from rlhf_lightning.models.lora import LoRA
 from rlhf_lightning.models.packed import packed_logprobs
 from rlhf_lightning.models.rollout_packs import within_budget
 from rlhf_lightning.modules._generating import GeneratingModule
+from rlhf_lightning.modules.sharing import for_all_ranks, own_batches
 from rlhf_lightning.protocols import ModelSource, Sampler
 from rlhf_lightning.samplers import InProcessSampler
 from rlhf_lightning.types import PackedSequences
@@ -105,6 +107,11 @@ class SFTModule(GeneratingModule):
         return self.rollout_index * self.updates_per_epoch * self.batch_size
 
     @property
+    def smallest_update(self) -> int:
+        """Demonstrations an update."""
+        return self.batch_size
+
+    @property
     def updates_per_epoch(self) -> int:
         """Optimizer steps an epoch."""
         return self._updates
@@ -121,8 +128,8 @@ class SFTModule(GeneratingModule):
         size = self.batch_size
         examples = self.data.train_examples(self.rollout_index * self._updates * size, self._updates * size)
         updates = [examples[start : start + size] for start in range(0, len(examples), size)]
-        k = max(len(_split(update, self.token_budget, None)) for update in updates)
-        return [batch for update in updates for batch in _packed(update, self.token_budget, k)]
+        k = for_all_ranks(max(len(_split(update, self.token_budget, None)) for update in updates))
+        return [batch for update in updates for batch in own_batches(_packed(update, self.token_budget, k))]
 
     def training_step(self, batch: SFTBatch, batch_idx: int) -> Tensor:
         """One packed micro-batch."""
@@ -142,7 +149,8 @@ def _split(update: Sequence[Example], token_budget: int, n_bins: int | None) -> 
 
 def _packed(update: Sequence[Example], token_budget: int, k: int) -> list[SFTBatch]:
     denominator = sum(len(tokens) for _, tokens in update)
-    return [_pack([update[i] for i in rows], denominator, k) for rows in _split(update, token_budget, k)]
+    bins = _split(update, token_budget, min(k, len(update)))
+    return filled([_pack([update[i] for i in rows], denominator, k) for rows in bins], k)
 
 
 def _pack(examples: Sequence[Example], denominator: int, k: int) -> SFTBatch:

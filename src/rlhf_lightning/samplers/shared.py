@@ -44,6 +44,7 @@ class SharedSampler(Sampler):
 
     @on_tokens.setter
     def on_tokens(self, told: Callable[[int], None] | None) -> None:
+        """Tells the sampler inside."""
         self.sampler.on_tokens = told
 
     def bind(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlhf_lightning.data.judged import render_groups
 from rlhf_lightning.data.render import Renderer
@@ -94,10 +94,18 @@ class RewardJudge:
             self._model = frozen(self.folder.load())
         return self._model
 
-    def to(self, device: torch.device) -> None:
-        """Loads the model, or moves it, to a device."""
-        if self.model.device != device:
-            self.model.to(device)  # type: ignore[arg-type]
+    def load(self, device: torch.device, place: Callable[[nn.Module], nn.Module] | None = None) -> None:
+        """Loads the model to a device, unless it is there.
+
+        Args:
+            device: Where to.
+            place: Is given the model once it is there, to spread it over ranks; it stays with this process if None.
+        """
+        if self._model is not None and self._model.device == device:
+            return
+        self.model.to(device)  # type: ignore[arg-type]
+        if place is not None:
+            place(self.model)
 
     def unload(self) -> None:
         """Gives the weights' memory back; they are loaded again when asked for."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.protocols import Scorer, Task
@@ -56,6 +57,17 @@ class MixtureScorer(Scorer):
         for scorer in self.scorers:
             if hasattr(scorer, "bind_tokenizer"):
                 scorer.bind_tokenizer(tokenizer)
+
+    def place(self, place: Callable[[nn.Module], nn.Module]) -> None:
+        """Hands it to the scorers that hold a model."""
+        for scorer in self.scorers:
+            if hasattr(scorer, "place"):
+                scorer.place(place)
+
+    def wrap_scoring(self, wrapper: Callable[[Scorer], Scorer]) -> Scorer:
+        """The same mixture of wrapped scorers."""
+        wrapped = [s.wrap_scoring(wrapper) if hasattr(s, "wrap_scoring") else wrapper(s) for s in self.scorers]
+        return MixtureScorer(wrapped, self.weights)
 
     def check(self) -> None:
         """Lets each scorer look whether what it needs is there."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+from torch import nn
 
 from rlhf_lightning.errors import ConfigError, RLHFError
 from rlhf_lightning.functional.step_scores import STEP_AGGREGATIONS
@@ -57,6 +60,7 @@ class RewardModelScorer(Scorer):
         self.failure_score, self.name = failure_score, label
         self._judge: RewardJudge | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._place: Callable[[nn.Module], nn.Module] | None = None
 
     @property
     def judge(self) -> RewardJudge:
@@ -79,6 +83,14 @@ class RewardModelScorer(Scorer):
         """Takes the policy's tokenizer: steps' scores are placed on its tokens."""
         self._tokenizer = tokenizer
 
+    def place(self, place: Callable[[nn.Module], nn.Module]) -> None:
+        """Takes what puts the model on the ranks when it is loaded."""
+        self._place = place
+
+    def wrap_scoring(self, wrapper: Callable[[Scorer], Scorer]) -> Scorer:
+        """Itself: ranks share its rows."""
+        return self
+
     def check(self) -> None:
         """Looks at the folder, without its weights; raises as ``judge`` does."""
         _ = self.judge.renderer
@@ -89,7 +101,7 @@ class RewardModelScorer(Scorer):
 
     def __call__(self, rollout: Rollout) -> Scores:
         """(B,) scores, on the CPU."""
-        self.judge.to(rollout.tokens.device)
+        self.judge.load(rollout.tokens.device, self._place)
         found = [score for group in self.judge.score(groups_of(rollout)) for score in group]
         scores = scores_of(self.name, found, aggregation=self.aggregation, failure_score=self.failure_score)
         if self._tokenizer is None or not self.judge.process:
@@ -98,4 +110,4 @@ class RewardModelScorer(Scorer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the weights, which are read from the folder again."""
-        return self.__dict__ | {"_judge": None}
+        return self.__dict__ | {"_judge": None, "_place": None}

@@ -33,4 +33,4 @@ class SharedScorer(Scorer):
 
 def shared(scorer: Scorer) -> Scorer:
     """The scorer, its work shared where there are several ranks."""
-    return SharedScorer(scorer) if ranks.world_size() > 1 else scorer
+    return scorer.wrap_scoring(SharedScorer) if ranks.world_size() > 1 else scorer

@@ -77,7 +77,7 @@ class ServeRM:
         """Serves until the process is told to stop; requests that are being answered are finished."""
         judge = RewardJudge(self.path, dtype=self.dtype, token_budget=self.token_budget)
         with self.bound(judge) as server:
-            judge.to(find_device(self.device))
+            judge.load(find_device(self.device))
             print(f"serving {judge.identity} at {server.url} (POST /score, GET /health)", flush=True)
             server.serve_forever()
 

@@ -1,0 +1,69 @@
+"""A policy beside a frozen reference: what both say of a whole rollout, without gradient."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from rlhf_lightning.functional import masked_mean
+from rlhf_lightning.models.lora import adapters_off
+from rlhf_lightning.models.prepare import frozen, frozen_copy
+from rlhf_lightning.models.rollout_logprobs import rollout_entropy, rollout_logprobs
+from rlhf_lightning.modules._learning import LearningModule
+from rlhf_lightning.protocols import ModelSource
+from rlhf_lightning.types import Rollout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class ReferredModule(LearningModule):
+    """A policy that is held to a reference: of its own source, its own start, or itself with its adapters off.
+
+    Attributes:
+        reference_source: Where the reference comes from; None is the policy's own start.
+        measure_entropy: Whether the exact entropy of each rollout is wanted.
+        reference: The model, once it is loaded; None without a KL term, and where it is the policy without adapters.
+    """
+
+    reference_source: ModelSource | None
+    measure_entropy: bool
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.reference: PreTrainedModel | None = None
+
+    def load_frozen(self) -> None:
+        """The reference: of its own source, or the policy as it is before the first update."""
+        if self.kl.given and self.reference_source is not None:
+            self.reference = frozen(self.reference_source.load())
+        elif self.kl.given and self.lora is None:
+            self.reference = frozen_copy(self.model)
+
+    def models(self) -> dict[str, nn.Module]:
+        """The policy and the reference."""
+        return super().models() | ({} if self.reference is None else {"reference": self.reference})
+
+    def _entropy(self, rollout: Rollout) -> dict[str, float]:
+        if not self.measure_entropy:
+            return {}
+        settings = {"token_budget": self.plan.token_budget, "chunk_size": self.logits_chunk}
+        with self.events.phase("entropy"):
+            found = self.without_training(partial(rollout_entropy, self.model, rollout, **settings))
+        return {"policy/entropy": float(masked_mean(found, rollout.mask))}
+
+    def _policy_logprobs(self, rollout: Rollout) -> Tensor:
+        return self._logprobs(self.model, rollout)
+
+    def _reference_logprobs(self, rollout: Rollout) -> Tensor:
+        if self.reference is None:
+            with adapters_off(self.model):
+                return self._policy_logprobs(rollout)
+        return self._logprobs(self.reference, rollout)
+
+    def _logprobs(self, model: PreTrainedModel, rollout: Rollout) -> Tensor:
+        """At the precision that training steps run at: in another one, a ratio of 1 would not be 1."""
+        settings = {"token_budget": self.plan.token_budget, "chunk_size": self.logits_chunk}
+        return self.without_training(partial(rollout_logprobs, model, rollout, **settings))

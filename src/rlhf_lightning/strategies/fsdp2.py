@@ -1,0 +1,81 @@
+"""Fully sharded data parallel, the second (PyTorch's ``fully_shard``), through Lightning's ModelParallelStrategy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from rlhf_lightning.models.layers import decoder_layers
+from rlhf_lightning.strategies.sharding import Sharding
+
+
+class FSDP2(ModelParallelStrategy):
+    """All devices shard the weights, gradients and optimizer states; ``trainer.strategy: fsdp2``.
+
+    Args:
+        cpu_offload: Keep shards in CPU memory and bring them to the device for their layer's work alone.
+        save_distributed_checkpoint: Each rank writes its shard into a folder; otherwise rank 0 writes one file, which
+            every strategy and number of devices can resume from.
+        kwargs: As Lightning's ``ModelParallelStrategy``, of which ``tensor_parallel_size`` must stay 1.
+    """
+
+    def __init__(self, cpu_offload: bool = False, save_distributed_checkpoint: bool = False, **kwargs: Any) -> None:
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=save_distributed_checkpoint, **kwargs)
+        self.cpu_offload = cpu_offload
+
+    def setup_environment(self) -> None:
+        """All devices of all nodes are one data-parallel group."""
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+
+class FullySharded(Sharding):
+    """Each decoder layer is a unit, and what is left of a model (embedding, last norm, head) another."""
+
+    is_sharded = True
+
+    def shard(self, model: nn.Module, *, trained: bool) -> None:
+        """A frozen model's units go back to shards after each forward: no backward would do it."""
+        settings: dict[str, Any] = {"mesh": self.strategy.device_mesh["data_parallel"], "offload_policy": self._offload}
+        for layer in decoder_layers(model):
+            fully_shard(layer, **settings)
+        fully_shard(model, reshard_after_forward=None if trained else True, **settings)
+
+    @contextmanager
+    def gathered(self, model: nn.Module) -> Iterator[None]:
+        """Unshards all units."""
+        units = [unit for unit in model.modules() if isinstance(unit, FSDPModule)]
+        for unit in units:
+            unit.unshard()
+        try:
+            yield
+        finally:
+            for unit in units:
+                unit.reshard()
+
+    def clip(self, optimizer: Optimizer, max_norm: float | None) -> dict[str, Tensor]:
+        """As for whole weights; the norms are over all shards."""
+        norms = super().clip(optimizer, max_norm)
+        return {name: norm.full_tensor() if isinstance(norm, DTensor) else norm for name, norm in norms.items()}
+
+    def whole(self, module: nn.Module) -> dict[str, Tensor]:
+        """Gathered parameter by parameter, kept by rank 0."""
+        return get_model_state_dict(module, options=StateDictOptions(full_state_dict=True, cpu_offload=True))  # type: ignore[return-value]
+
+    def load(self, module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+        """Each rank takes its shards."""
+        set_model_state_dict(module, dict(weights), options=StateDictOptions(full_state_dict=True, strict=False))
+
+    @property
+    def _offload(self) -> OffloadPolicy:
+        on_cpu = self.strategy.root_device.type == "cpu"
+        wanted = getattr(self.strategy, "cpu_offload", False) and not on_cpu
+        return CPUOffloadPolicy() if wanted else OffloadPolicy()

@@ -1,0 +1,129 @@
+"""Trains one small module under a strategy and writes down what it ends with; one call a rank.
+
+``python -m tests.scale.training '{"kind": "grpo", "strategy": "fsdp2", "folder": ..., ...}'``
+"""
+
+import faulthandler
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from safetensors.torch import save_file
+
+sys.path += [str(Path(__file__).parents[1] / "modules")]
+
+from conftest_modules import EvenTokens
+from reward_fakes import FakeRewardData
+
+from rlhf_lightning import ranks
+from rlhf_lightning.callbacks import RolloutCheckpoint
+from rlhf_lightning.data.demonstrations import DemonstrationData
+from rlhf_lightning.data.prompts import PromptData
+from rlhf_lightning.kl import Fixed, KLTerm
+from rlhf_lightning.models import LoRA, TinyLlama
+from rlhf_lightning.modules import GRPOModule, PPOModule, RewardModel, SFTModule
+from rlhf_lightning.samplers import InProcessSampler
+from rlhf_lightning.strategies import strategy_named
+from rlhf_lightning.tasks.arithmetic import ChainedArithmetic
+
+Made = tuple[LightningModule, Any]
+
+
+class Rows(Callback):
+    """Keeps each epoch's metrics."""
+
+    def __init__(self, rows: list[dict[str, float]]) -> None:
+        self.rows = rows
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        self.rows.append(dict(pl_module.rollout_metrics))
+
+
+def adamw(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=1e-3)
+
+
+def common(lora: bool, checkpointing: bool) -> dict[str, Any]:
+    adapters = LoRA(rank=2) if lora else None
+    return {"optimizer": adamw, "token_budget": 160, "lora": adapters, "gradient_checkpointing": checkpointing}
+
+
+def policy(kind: type, decoder: str = "auto", **changed: Any) -> Made:
+    settings = {
+        "policy": TinyLlama(hidden=32, layers=2, heads=2),
+        "sampler": InProcessSampler(max_new_tokens=8, decoder=decoder),
+        "scorers": [EvenTokens()],
+        "prompts_per_rollout": 6,
+        "samples_per_prompt": 4,
+        "updates_per_rollout": 3,
+    }
+    return kind(**{**settings, **changed}), PromptData(task=ChainedArithmetic(held_out=8))
+
+
+def grpo(**changed: Any) -> Made:
+    return policy(GRPOModule, kl_loss=KLTerm("k3", Fixed(0.1)), **changed)
+
+
+def ppo(**changed: Any) -> Made:
+    return policy(PPOModule, kl_reward=KLTerm("k1", Fixed(0.1)), critic_lr=3e-3, **changed)
+
+
+def shared_ppo(**changed: Any) -> Made:
+    return ppo(shared_backbone=True, **changed)
+
+
+def sft(**changed: Any) -> Made:
+    settings = {"policy": TinyLlama(hidden=32, layers=2, heads=2), "batch_size": 8, "updates_per_epoch": 3}
+    return SFTModule(**settings, **changed), DemonstrationData(task=ChainedArithmetic(held_out=8), size=64)
+
+
+def reward_model(**changed: Any) -> Made:
+    settings = {"backbone": TinyLlama(hidden=32, layers=2, heads=2), "batch_size": 8, "updates_per_epoch": 3}
+    return RewardModel(supervision="process", **settings, **changed), FakeRewardData()
+
+
+KINDS: dict[str, Callable[..., Made]] = {made.__name__: made for made in (grpo, ppo, shared_ppo, sft, reward_model)}
+
+
+def train(
+    kind: str,
+    strategy: str,
+    folder: str,
+    *,
+    epochs: int = 1,
+    lora: bool = False,
+    checkpointing: bool = False,
+    save: bool = False,
+    resume: str | None = None,
+    options: dict[str, Any] | None = None,
+    world: int = 1,
+    **changed: Any,
+) -> None:
+    """Fits, and lets rank 0 write ``weights.safetensors`` and ``metrics.json`` into the folder."""
+    torch.manual_seed(1)
+    module, data = KINDS[kind](**common(lora, checkpointing), **changed)
+    out, rows = Path(folder), []
+    callbacks = [RolloutCheckpoint(out)] if save else []
+    trainer = Trainer(
+        accelerator="cpu", devices=world, strategy=strategy_named(strategy, **(options or {})),
+        max_epochs=epochs, logger=False, callbacks=[*callbacks, Rows(rows)], use_distributed_sampler=False,
+        reload_dataloaders_every_n_epochs=1, enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=save, default_root_dir=out,
+    )  # fmt: skip
+    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    weights = module.sharding.whole(module)
+    if ranks.rank() == 0:
+        out.mkdir(parents=True, exist_ok=True)
+        save_file({name: tensor.clone().contiguous() for name, tensor in weights.items()}, out / "weights.safetensors")
+        (out / "metrics.json").write_text(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    faulthandler.dump_traceback_later(int(os.environ.get("PATIENCE", 90)), exit=True)  # where it hangs
+    train(**json.loads(sys.argv[1]))
