@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 from torchmetrics import CatMetric
+
+from rlhf_lightning import ranks
 
 
 def quantiles(values: Tensor, places: Mapping[str, float]) -> dict[str, float]:
@@ -20,7 +23,7 @@ def quantiles(values: Tensor, places: Mapping[str, float]) -> dict[str, float]:
 
 
 class Quantiles:
-    """Quantiles of the values of many micro-batches (and ranks, through torchmetrics): four bytes are kept of each.
+    """Quantiles of the values of many micro-batches and ranks: four bytes are kept of each.
 
     Args:
         prefix: Stands before each quantile's name.
@@ -29,7 +32,7 @@ class Quantiles:
 
     def __init__(self, prefix: str, places: Mapping[str, float]) -> None:
         self.prefix, self.places = prefix, dict(places)
-        self._values = CatMetric(nan_strategy="disable")
+        self._values = CatMetric(nan_strategy="disable", sync_on_compute=False)
 
     def add(self, values: Tensor) -> None:
         """Adds (n,) values."""
@@ -37,9 +40,10 @@ class Quantiles:
         self._values.update(values.detach().float())
 
     def pop(self) -> dict[str, float]:
-        """All quantiles by name, none where nothing was added; starts anew."""
-        if not self._values.update_called:
-            return {}
-        values = self._values.compute().reshape(-1)
+        """All quantiles by name, none where nothing was added; starts anew. All ranks call it."""
+        own = self._values.compute().reshape(-1).cpu() if self._values.update_called else torch.zeros(0)
         self._values.reset()
+        values = torch.cat(ranks.gathered(own))
+        if not len(values):
+            return {}
         return {f"{self.prefix}{name}": value for name, value in quantiles(values, self.places).items()}
