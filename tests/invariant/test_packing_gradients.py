@@ -188,6 +188,14 @@ class TestUpdatesOf:
         assert sum(len(batch.packed.mask) for batch in batches) == 16
         assert sum(int((batch.advantages == 0).all(dim=1).sum()) for batch in batches) == 1
 
+    def test_more_micro_batches_than_responses_are_filled_with_idle_ones(self):
+        batches = plan(micro_batches=18)[0]
+        assert [bool(batch.weights.any()) for batch in batches] == [True] * 16 + [False] * 2
+        assert {batch.micro_batches for batch in batches} == {18}
+
+    def test_what_ranks_share_is_a_multiple_of_their_number(self):
+        assert {len(batches) for batches in plan(updates=2, token_budget=25, shared_by=3)} == {3}
+
     def test_needed_micro_batches_are_the_largest_of_all_updates(self):
         k = micro_batches_needed(experience(), updates=2, token_budget=25)
         assert {len(batches) for batches in plan(updates=2, token_budget=25)} == {k}
@@ -198,7 +206,6 @@ class TestUpdatesOf:
         [
             ({"updates": 5}, "between 1 and the 4 prompts of a rollout, got 5"),
             ({"token_budget": 9}, "token_budget: the token budget of 9 is below 10"),
-            ({"micro_batches": 17}, "cannot fill 17 micro-batches with 16 responses"),
             ({"aggregation": "tokenmean"}, "Did you mean 'token-mean'"),
             ({"order": [0, 1, 1, 3]}, "each of the 4 groups once"),
         ],
