@@ -69,8 +69,8 @@ def check_canary(sampler: Sampler, model: PreTrainedModel, tokens: int, *, toler
     if not difference <= tolerance:
         raise SyncError(
             f"{where}: after the weights were handed over its log-probs differ from the trainer's own by "
-            f"{difference:.3g} nats a token, more than {tolerance:.3g} (canary_tolerance): it does not compute with the "
-            f"weights of version {rollout.weights_version}, or not at the precision expected"
+            f"{difference:.3g} nats a token, more than {tolerance:.3g} (canary_tolerance): it does not compute with "
+            f"the weights of version {rollout.weights_version}, or not at the precision expected"
         )
     return difference
 

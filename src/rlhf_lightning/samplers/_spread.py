@@ -1,4 +1,4 @@
-"""Jobs spread over workers that may die: a dead worker's job is done by another, and none is done twice or not at all."""
+"""Jobs spread over workers that may die: what a dead worker was at is done by another, and each job counts once."""
 
 from __future__ import annotations
 

@@ -138,9 +138,7 @@ class VLLMEngine:
 
     def load_folder(self, folder: Path) -> None:
         """Takes weights from safetensors files, in place."""
-        self._llm.collective_rpc(
-            "update_config", kwargs={"overrides": {"load_config": {"load_format": "safetensors"}}}
-        )
+        self._llm.collective_rpc("update_config", kwargs={"overrides": {"load_config": {"load_format": "safetensors"}}})
         self._reload(weights_path=str(folder))
 
     def load_adapters(self, folder: Path, number: int) -> None:
@@ -274,7 +272,7 @@ def _on_cpu() -> bool:
 
 @contextmanager
 def _threads_kept() -> Iterator[None]:
-    """vLLM on CPU takes ``torch.set_num_threads`` away from the whole process; the trainer needs it."""
+    """VLLM on CPU takes ``torch.set_num_threads`` away from the whole process; the trainer needs it."""
     function, threads = torch.set_num_threads, torch.get_num_threads()
     try:
         yield

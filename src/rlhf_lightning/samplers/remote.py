@@ -91,8 +91,7 @@ class RemoteSampler(Sampler):
         if retries < 0 or backoff < 0:
             raise ConfigError(f"sampler remote: retries and backoff must be at least 0, got {retries} and {backoff}")
         places = _plain_urls(urls, token=token_env is not None, insecure_http=insecure_http)
-        patience = {"timeout": timeout, "retries": retries, "backoff": backoff, "heartbeat": heartbeat}
-        self.servers = [PolicyServer(url, token_env, **patience) for url in places]
+        self.servers = [PolicyServer(url, token_env, timeout, retries, backoff, heartbeat) for url in places]
         self.requests_per_server, self.canary_tolerance = requests_per_server, canary_tolerance
         self._parcel = Parcel(bucket_mb * 1_000_000, dtype_of(dtype, "remote"), weights_folder)
         self.lost: list[str] = []
@@ -202,8 +201,9 @@ class RemoteSampler(Sampler):
         for server in ready:
             self._ready = [server]
             try:
-                types = [getattr(torch, name) for name in server.health()["dtypes"] if name in DTYPES]
-                tolerance = self.canary_tolerance or tolerance_for(model.dtype, self._parcel.dtype or model.dtype, *types)
+                types = [DTYPES[name] for name in server.health()["dtypes"] if name in DTYPES]
+                coarsest = tolerance_for(model.dtype, self._parcel.dtype or model.dtype, *types)
+                tolerance = self.canary_tolerance or coarsest
                 check_canary(self, model, tokens, tolerance=tolerance, where=f"sampler remote: {server.url}")
             except RemoteError:
                 ready = [other for other in ready if other is not server]

@@ -123,12 +123,12 @@ class VLLMSampler(Sampler):
         Raises:
             ConfigError: If this process is one of several that train.
         """
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            if torch.distributed.get_world_size() > 1:
-                raise ConfigError(
-                    "sampler vllm: in process it serves runs of one process; with several, serve the policy with "
-                    "rlhf serve-policy and use the sampler remote"
-                )
+        group = torch.distributed
+        if group.is_available() and group.is_initialized() and group.get_world_size() > 1:
+            raise ConfigError(
+                "sampler vllm: in process it serves runs of one process; with several, serve the policy with "
+                "rlhf serve-policy and use the sampler remote"
+            )
         self._model, self._tokenizer, self._version, self._has_base = model, tokenizer, None, False
 
     def sync(self, weights_version: int) -> None:
