@@ -7,7 +7,6 @@ trainer's own forward. The prompts are arbitrary tokens, after which a model is 
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,7 +15,7 @@ from rlhf_lightning.errors import ConfigError, SyncError
 from rlhf_lightning.functional import masked_mean
 from rlhf_lightning.models.rollout_logprobs import rollout_logprobs
 from rlhf_lightning.protocols import Sampler
-from rlhf_lightning.types import Problem, Prompt, SamplingParams
+from rlhf_lightning.types import Problem, Prompt, Rollout, SamplingParams
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -41,13 +40,26 @@ def check_tolerance(sampler: str, tolerance: float | None) -> None:
         )
 
 
-def check_canary(sampler: Sampler, model: PreTrainedModel, tokens: int, *, tolerance: float, where: str) -> float:
-    """Compares an engine's log-probs with the trainer's own.
+def ask_canary(sampler: Sampler, tokens: int) -> Rollout:
+    """An engine's responses to the canary prompts.
 
     Args:
         sampler: Asks the engine; synced.
-        model: The policy.
         tokens: Size of the vocabulary.
+    """
+    told, sampler.on_tokens = sampler.on_tokens, None
+    try:
+        return sampler(canaries(tokens), samples_per_prompt=1, seeds=torch.arange(PROMPTS), params=PARAMS)
+    finally:
+        sampler.on_tokens = told
+
+
+def compare_canary(rollout: Rollout, model: PreTrainedModel, *, tolerance: float, where: str) -> float:
+    """Compares an engine's log-probs with the trainer's own.
+
+    Args:
+        rollout: What :func:`ask_canary` gave.
+        model: The policy.
         tolerance: Largest mean absolute difference a token, nats.
         where: What was synced, for the message.
 
@@ -57,13 +69,6 @@ def check_canary(sampler: Sampler, model: PreTrainedModel, tokens: int, *, toler
     Raises:
         SyncError: If it is larger.
     """
-    if math.isinf(tolerance):
-        return 0.0
-    told, sampler.on_tokens = sampler.on_tokens, None
-    try:
-        rollout = sampler(canaries(tokens), samples_per_prompt=1, seeds=torch.arange(PROMPTS), params=PARAMS)
-    finally:
-        sampler.on_tokens = told
     own = rollout_logprobs(model, rollout, token_budget=PROMPTS * (LENGTH + PARAMS.max_new_tokens), chunk_size=1024)
     difference = float(masked_mean((own - rollout.logprobs).abs(), rollout.mask))
     if not difference <= tolerance:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 import os
+import random
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import torch
 
@@ -21,14 +22,6 @@ from rlhf_lightning.types import SamplingParams
 OnTokens = Callable[[int], None]
 COLDEST = 0.01
 """vLLM raises lower temperatures to this one."""
-
-_NO_NEWS = (
-    "CPU backend doesn't allow to use `torch.set_num_threads`",  # it is given back as soon as the engine stands
-    "ParallelLMHead: Failed to load weights",  # tied to the embedding
-    "RotaryEmbedding: Failed to load weights",  # has none
-    "is not found in LD_PRELOAD",
-    "deprecated support for supporting different tokenizers for different LoRAs",
-)
 
 
 @dataclass(frozen=True)
@@ -101,21 +94,26 @@ def check_head_size(size: int) -> None:
 
 
 class VLLMEngine:
-    """A ``vllm.LLM`` that starts without weights and gets them from the trainer.
+    """A ``vllm.LLM`` that starts without weights and gets them from the trainer; one a process, as vLLM has it.
 
     Args:
         folder: The model's configuration and tokenizer.
         settings: How it is made.
+
+    Attributes:
+        in_memory: Whether its worker is this process, so that weights need not go through files.
     """
 
+    _living: ClassVar[weakref.ref[VLLMEngine] | None] = None
+
     def __init__(self, folder: Path, settings: EngineSettings) -> None:
-        workers = int(settings.more.get("tensor_parallel_size", 1)) * int(
-            settings.more.get("pipeline_parallel_size", 1)
-        )
-        self.in_memory = workers == 1
+        if VLLMEngine._living is not None and VLLMEngine._living() is not None:
+            raise ConfigError("sampler vllm: there is a vLLM engine in this process already; it has room for one")
+        sizes = [int(settings.more.get(f"{kind}_parallel_size", 1)) for kind in ("tensor", "pipeline")]
+        self.in_memory = sizes == [1, 1]
         if self.in_memory:
             os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # its warnings are of what is so by design here
         from vllm import LLM
 
         self._compiling: Callable[[], AbstractContextManager[Any]] = (
@@ -123,9 +121,9 @@ class VLLMEngine:
         )
         self._sleeps, self._asleep = settings.sleep and not _on_cpu(), False
         self._adapter: Any = None
-        _quieten()
-        with _threads_kept(), torch.random.fork_rng(devices=[]), self._compiling():
+        with _process_kept(), self._compiling():
             self._llm = LLM(str(folder), **_arguments(settings, self._sleeps))
+        VLLMEngine._living = weakref.ref(self)
 
     @property
     def vocab_size(self) -> int:
@@ -192,8 +190,9 @@ class VLLMEngine:
         return done
 
     def _params(self, params: SamplingParams, seed: int, eos: Sequence[int]) -> Any:
-        from vllm import SamplingParams as Wanted
         from vllm.sampling_params import RequestOutputKind
+
+        from vllm import SamplingParams as Wanted
 
         return Wanted(
             temperature=params.temperature,
@@ -214,6 +213,11 @@ class VLLMEngine:
         if self._sleeps and not self._asleep:
             self._llm.sleep(level=1 if self._adapter is not None else 2)
             self._asleep = True
+
+    def close(self) -> None:
+        """Ends the engine; another one may be made then."""
+        self._llm.llm_engine.engine_core.shutdown()
+        VLLMEngine._living = None
 
     def wake(self) -> None:
         """Takes the memory back; after it, weights must be loaded."""
@@ -271,23 +275,17 @@ def _on_cpu() -> bool:
 
 
 @contextmanager
-def _threads_kept() -> Iterator[None]:
-    """VLLM on CPU takes ``torch.set_num_threads`` away from the whole process; the trainer needs it."""
+def _process_kept() -> Iterator[None]:
+    """VLLM seeds the whole process's random numbers, and on CPU takes ``torch.set_num_threads`` away from it."""
+    import numpy
+
     function, threads = torch.set_num_threads, torch.get_num_threads()
+    states = random.getstate(), numpy.random.get_state()
     try:
-        yield
+        with torch.random.fork_rng():
+            yield
     finally:
+        random.setstate(states[0])
+        numpy.random.set_state(states[1])
         torch.set_num_threads = function
         torch.set_num_threads(threads)
-
-
-class _Known(logging.Filter):
-    def filter(self, record: logging.LogRecord) -> bool:
-        text = record.getMessage()
-        return not any(known in text for known in _NO_NEWS)
-
-
-def _quieten() -> None:
-    """Hides warnings about what is so by design."""
-    for name in ("v1.worker.cpu_worker", "model_executor.model_loader.reload.layerwise", "v1.engine.input_processor"):
-        logging.getLogger(f"vllm.{name}").addFilter(_Known())

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from rlhf_lightning import ranks
+from rlhf_lightning.devices import to_device
 from rlhf_lightning.errors import ConfigError, RemoteError
 from rlhf_lightning.protocols import Sampler
 from rlhf_lightning.registry import register
-from rlhf_lightning.samplers._canary import check_canary, check_tolerance, tolerance_for
+from rlhf_lightning.samplers._canary import ask_canary, check_tolerance, compare_canary, tolerance_for
 from rlhf_lightning.samplers._fleet import Parcel, cut, hand_over, in_order
 from rlhf_lightning.samplers._policy_client import PolicyServer
 from rlhf_lightning.samplers._rows import Row, rollout_of
@@ -137,18 +139,19 @@ class RemoteSampler(Sampler):
         if self._model is None or self._tokenizer is None:
             raise RuntimeError("sampler remote: bind(model, tokenizer) must come before sync")
         self._version = None
-        with torch.no_grad():
-            bodies = self._parcel.bodies(self._model, weights_version)
-            self._ready, causes = hand_over(self.servers, bodies, weights_version)
+        urls, causes = ranks.gathered(self._hand_over(weights_version) if ranks.rank() == 0 else None)[0] or ([], [])
+        self._ready = [server for server in self.servers if server.url in urls]
         self.lost += causes
         if not self._ready:
             raise RemoteError(f"sampler remote: no server took the weights: {'; '.join(causes)}. {_AGAIN}")
         self._version = weights_version
         try:
-            self._compare(self._model, self._tokenizer)
+            self._ready = [server for server in self._ready if self._computes_alike(server)]
         except BaseException:
             self._version = None
             raise
+        if not self._ready:
+            raise RemoteError(f"sampler remote: no server is left: {'; '.join(self.lost)}. {_AGAIN}")
 
     def __call__(
         self,
@@ -195,21 +198,41 @@ class RemoteSampler(Sampler):
         if self.on_tokens is not None:
             self.on_tokens(sum(len(row.tokens) for row in answer[1]))
 
-    def _compare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        """The canary of every server; one that died meanwhile is left out."""
-        ready, tokens = self._ready, len(tokenizer)
-        for server in ready:
-            self._ready = [server]
-            try:
-                types = [DTYPES[name] for name in server.health()["dtypes"] if name in DTYPES]
-                coarsest = tolerance_for(model.dtype, self._parcel.dtype or model.dtype, *types)
-                tolerance = self.canary_tolerance or coarsest
-                check_canary(self, model, tokens, tolerance=tolerance, where=f"sampler remote: {server.url}")
-            except RemoteError:
-                ready = [other for other in ready if other is not server]
-        self._ready = ready
-        if not ready:
-            raise RemoteError(f"sampler remote: no server is left: {'; '.join(self.lost[-len(self.servers) :])}")
+    @torch.no_grad()
+    def _hand_over(self, version: int) -> tuple[list[str], list[str]]:
+        """Where the weights have come, and why not to the other servers. One rank does it for all."""
+        assert self._model is not None
+        ready, causes = hand_over(self.servers, self._parcel.bodies(self._model, version), version)
+        return [server.url for server in ready], causes
+
+    def _computes_alike(self, server: PolicyServer) -> bool:
+        """The canary: one rank asks, all run the trainer's forward (they may share it). False if it died meanwhile."""
+        assert self._model is not None and self._tokenizer is not None
+        asked, dtypes = ranks.gathered(self._ask(server) if ranks.rank() == 0 else None)[0] or (None, ())
+        if asked is None:
+            return False
+        model, sent = self._model, self._parcel.dtype or self._model.dtype
+        coarsest = tolerance_for(model.dtype, sent, *(DTYPES[name] for name in dtypes if name in DTYPES))
+        tolerance = coarsest if self.canary_tolerance is None else self.canary_tolerance
+        asked = to_device(asked, model.device)
+        compare_canary(asked, model, tolerance=tolerance, where=f"sampler remote: {server.url}")
+        return True
+
+    def _ask(self, server: PolicyServer) -> tuple[Rollout, list[str]] | None:
+        assert self._tokenizer is not None
+        ready, self._ready = self._ready, [server]
+        try:
+            asked = ask_canary(self, min(len(self._tokenizer), self._rows))
+            return to_device(asked, torch.device("cpu")), list(server.health()["dtypes"])
+        except RemoteError:  # its reason is among ``lost``
+            return None
+        finally:
+            self._ready = ready
+
+    @property
+    def _rows(self) -> int:
+        assert self._model is not None
+        return int(self._model.config.get_text_config().vocab_size)
 
 
 _AGAIN = "Nothing is lost: resume from the last checkpoint (--ckpt_path last) once servers answer"

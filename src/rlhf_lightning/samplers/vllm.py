@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from rlhf_lightning import ranks
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.protocols import Sampler
 from rlhf_lightning.registry import check_choice, register
 from rlhf_lightning.samplers import _vllm_engine as vllm_engine
-from rlhf_lightning.samplers._canary import check_canary, check_tolerance, tolerance_for
+from rlhf_lightning.samplers._canary import ask_canary, check_tolerance, compare_canary, tolerance_for
 from rlhf_lightning.samplers._endings import eos_token_ids
 from rlhf_lightning.samplers._rows import rollout_of
 from rlhf_lightning.samplers._settings import dtype_of, sampling_params
@@ -123,8 +124,7 @@ class VLLMSampler(Sampler):
         Raises:
             ConfigError: If this process is one of several that train.
         """
-        group = torch.distributed
-        if group.is_available() and group.is_initialized() and group.get_world_size() > 1:
+        if ranks.world_size() > 1:
             raise ConfigError(
                 "sampler vllm: in process it serves runs of one process; with several, serve the policy with "
                 "rlhf serve-policy and use the sampler remote"
@@ -145,10 +145,12 @@ class VLLMSampler(Sampler):
         engine.wake()
         self._hand_over(engine, self._model)
         self._version = weights_version
-        tolerance = self.canary_tolerance or tolerance_for(self.dtype or self._model.dtype)
+        coarsest = tolerance_for(self._model.dtype, self.dtype or self._model.dtype)
+        tolerance = coarsest if self.canary_tolerance is None else self.canary_tolerance
         tokens = min(len(self._tokenizer), engine.vocab_size)
         try:
-            self.difference = check_canary(self, self._model, tokens, tolerance=tolerance, where="sampler vllm")
+            asked = ask_canary(self, tokens)
+            self.difference = compare_canary(asked, self._model, tolerance=tolerance, where="sampler vllm")
         except BaseException:
             self._version = None
             raise
@@ -158,6 +160,12 @@ class VLLMSampler(Sampler):
         self._version = None
         if self._engine is not None:
             self._engine.sleep()
+
+    def close(self) -> None:
+        """Ends the engine, for another one in this process."""
+        if self._engine is not None:
+            self._engine.close()
+        self._engine, self._version = None, None
 
     def __call__(
         self,
