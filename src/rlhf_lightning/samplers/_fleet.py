@@ -22,8 +22,8 @@ from rlhf_lightning.types import Prompt, SamplingParams
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Body = tuple[bytes, str]
-"""A request's body and its content type."""
+Body = tuple[bytes, str, bool]
+"""A request's body, its content type, and whether it is the last one."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,14 @@ class Parcel:
 
         bundles = buckets(_cast(effective_weights(model), self.dtype), self.bucket_bytes)
         if self.folder is None:
-            yield from ((save(bundle), BYTES) for bundle in bundles)
+            yield from ((save(bundle), BYTES, last) for bundle, last in with_last(bundles))
             return
         root = Path(self.folder).expanduser()
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f"version-{version}-", dir=root) as folder:
             for number, bundle in enumerate(bundles):
                 save_file(bundle, Path(folder) / f"model-{number:05}.safetensors")
-            yield json.dumps({"path": str(Path(folder).resolve())}).encode(), JSON
+            yield json.dumps({"path": str(Path(folder).resolve())}).encode(), JSON, True
 
 
 def hand_over(
@@ -66,7 +66,7 @@ def hand_over(
     """
     ready, causes = list(servers), []
     with ThreadPoolExecutor(len(servers)) as pool:
-        for part, ((body, kind), last) in enumerate(with_last(bodies)):
+        for part, (body, kind, last) in enumerate(bodies):
             sent = [pool.submit(s.push, body, version=version, part=part, last=last, kind=kind) for s in ready]
             errors = [future.exception() for future in sent]
             for error in errors:

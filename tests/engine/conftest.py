@@ -1,6 +1,5 @@
 """Tests with real vLLM: skipped where it is not installed, unless VLLM_REQUIRED is set (``make vllm`` sets it)."""
 
-import importlib.util
 import os
 
 import pytest
@@ -9,11 +8,12 @@ from own_forward import SMALL
 
 from rlhf_lightning.models import TinyLlama
 from rlhf_lightning.samplers import VLLMSampler
+from rlhf_lightning.samplers._vllm_engine import is_installed
 
 
 @pytest.fixture(scope="session", autouse=True)
 def installed():
-    if importlib.util.find_spec("vllm") is None:
+    if not is_installed():
         if os.environ.get("VLLM_REQUIRED"):
             pytest.fail("vLLM is not installed: make vllm")
         pytest.skip("vLLM is not installed: make vllm")
@@ -51,5 +51,5 @@ def sampler(policy):
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if "vllm" in item.path.parent.name:
+        if item.path.parent.name == "engine":
             item.add_marker(pytest.mark.vllm)

@@ -4,7 +4,6 @@ import pytest
 import torch
 from own_forward import SMALL, TOLERANCE, distributions, draw, errors
 
-from conftest import SMALL
 from rlhf_lightning.errors import ConfigError, SyncError
 from rlhf_lightning.models import EmbeddedArithmetic, TinyLlama
 from rlhf_lightning.samplers import InProcessSampler, VLLMSampler
