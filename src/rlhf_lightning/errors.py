@@ -29,6 +29,10 @@ class RemoteError(RLHFError):
     """A server that does not answer, or not with what was asked: the message names it, the attempts and the cause."""
 
 
+class SyncError(RLHFError):
+    """A sampler that does not compute with the weights it was given."""
+
+
 class NonFiniteError(RLHFError):
     """Too many updates in a row whose loss or gradient was not finite."""
 

@@ -35,6 +35,17 @@ class Sampler(ABC):
         """Whether its log-probs are the trainer's own up to rounding, so that no second pass is needed for them."""
         return self.params.full_support
 
+    def check(self, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:  # noqa: B027
+        """Looks, before any weights are loaded, whether what the sampler needs is there.
+
+        Args:
+            tokenizer: The policy's.
+            config: The policy's architecture.
+
+        Raises:
+            RLHFError: Naming what is missing or does not fit.
+        """
+
     @abstractmethod
     def bind(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         """Gives the sampler the live policy and its tokenizer, once, before the first call."""

@@ -49,6 +49,7 @@ class Responder:
 
     def start(self, tokenizer: PreTrainedTokenizerBase, tasks: Mapping[str, Task]) -> None:
         """Loads the model, on the first GPU if there is one, and connects sampler and verifier."""
+        self.sampler.check(tokenizer, self.policy.config())
         model: Any = frozen(self.policy.load())
         if torch.cuda.is_available():
             model = model.to("cuda")

@@ -72,7 +72,7 @@ class GeneratingModule(EdgeModule):
         return self.policy
 
     def preflight(self, data: TaskData) -> None:
-        """Checks all that can be checked without weights: prompts, tokenizer, architecture.
+        """Checks all that can be checked without weights: prompts, tokenizer, architecture, what the sampler needs.
 
         Raises:
             RLHFError: Naming what cannot be.
@@ -80,6 +80,7 @@ class GeneratingModule(EdgeModule):
         context = self.context_length()
         check_packable(skeleton(self.policy_source.config()), max_length=context)
         self.tokenizer = self.policy_source.tokenizer()
+        self.sampler.check(self.tokenizer, self.policy_source.config())
         data.bind_tokenizer(self.tokenizer, context_length=context, max_new_tokens=self.sampler.params.max_new_tokens)
 
     def context_length(self) -> int:

@@ -3,6 +3,16 @@
 from rlhf_lightning.samplers._random import mix, uniforms
 from rlhf_lightning.samplers.dynamic import DynamicSampler
 from rlhf_lightning.samplers.in_process import InProcessSampler
+from rlhf_lightning.samplers.remote import RemoteSampler
 from rlhf_lightning.samplers.scripted import ScriptedSampler
+from rlhf_lightning.samplers.vllm import VLLMSampler
 
-__all__ = ["DynamicSampler", "InProcessSampler", "ScriptedSampler", "mix", "uniforms"]
+__all__ = [
+    "DynamicSampler",
+    "InProcessSampler",
+    "RemoteSampler",
+    "ScriptedSampler",
+    "VLLMSampler",
+    "mix",
+    "uniforms",
+]

@@ -28,7 +28,7 @@ def sampling_params(
         raise ConfigError(f"sampler {sampler}: {error}") from error
 
 
-def dtype_of(name: str | None) -> torch.dtype | None:
+def dtype_of(name: str | None, sampler: str = "in_process") -> torch.dtype | None:
     """The torch type of that name, or None for None.
 
     Raises:
@@ -38,5 +38,5 @@ def dtype_of(name: str | None) -> torch.dtype | None:
         return None
     if name not in DTYPES:
         hint = did_you_mean(name, DTYPES)
-        raise ConfigError(f"sampler in_process: dtype {name!r} is unknown.{hint} Known: {', '.join(DTYPES)}")
+        raise ConfigError(f"sampler {sampler}: dtype {name!r} is unknown.{hint} Known: {', '.join(DTYPES)}")
     return DTYPES[name]

@@ -16,7 +16,7 @@ from rlhf_lightning.samplers.in_process import InProcessSampler
 from rlhf_lightning.types import Prompt, Rollout, SamplingParams, Scores
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 @register("sampler", "dynamic")
@@ -69,6 +69,10 @@ class DynamicSampler(Sampler):
     def on_tokens(self, told: Callable[[int], None] | None) -> None:
         """Tells the sampler inside."""
         self.sampler.on_tokens = told
+
+    def check(self, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
+        """Checks the sampler inside."""
+        self.sampler.check(tokenizer, config)
 
     def bind(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         """Binds the sampler inside."""

@@ -16,7 +16,7 @@ from rlhf_lightning.protocols import Sampler
 from rlhf_lightning.types import Prompt, Rollout, SamplingParams
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 class SharedSampler(Sampler):
@@ -46,6 +46,10 @@ class SharedSampler(Sampler):
     def on_tokens(self, told: Callable[[int], None] | None) -> None:
         """Tells the sampler inside."""
         self.sampler.on_tokens = told
+
+    def check(self, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
+        """Checks the sampler inside."""
+        self.sampler.check(tokenizer, config)
 
     def bind(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         """Binds the sampler inside."""

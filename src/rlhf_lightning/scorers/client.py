@@ -1,4 +1,4 @@
-"""Asks a scoring server, again and again where that may help, and says clearly when it did not."""
+"""Asks a server of ours, again and again where that may help, and says clearly when it did not."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -32,7 +32,7 @@ _HINTS = {
 
 @dataclass(frozen=True)
 class Client:
-    """A scoring server's client.
+    """A server's client; that of a scoring server where nothing else is said.
 
     Attributes:
         url: Where the server is, without the page.
@@ -41,6 +41,8 @@ class Client:
         retries: Attempts after the first.
         backoff: Seconds before the second attempt; each further wait is twice as long.
         sleep: Waits.
+        what: What is served there, for messages.
+        hints: What to do after an answer, by HTTP status.
     """
 
     url: str
@@ -49,9 +51,20 @@ class Client:
     retries: int
     backoff: float
     sleep: Callable[[float], None] = time.sleep
+    what: str = "scoring server"
+    hints: Mapping[int, str] = field(default_factory=lambda: _HINTS)
 
     def ask(self, page: str, content: Any = None, *, retries: int | None = None) -> Any:
-        """What the server answers to ``GET``, or to ``POST`` of some content.
+        """What the server answers to ``GET``, or to ``POST`` of some content as JSON.
+
+        Raises:
+            RemoteError: If it refuses, or gives no answer in any of the attempts.
+        """
+        body = None if content is None else json.dumps(content).encode()
+        return self.send(page, body, "application/json", retries=retries)
+
+    def send(self, page: str, body: bytes | None, kind: str, *, retries: int | None = None) -> Any:
+        """What the server answers to ``GET``, or to ``POST`` of a body of some content type.
 
         Raises:
             RemoteError: If it refuses, or gives no answer in any of the attempts.
@@ -59,16 +72,15 @@ class Client:
         attempts = 1 + (self.retries if retries is None else retries)
         for attempt in range(1, attempts + 1):
             try:
-                return self._once(page, content)
+                return self._once(page, body, kind)
             except _Failed as failure:
                 if not failure.again or attempt == attempts:
                     raise RemoteError(self._sentence(failure, attempt)) from failure
                 self.sleep(min(LONGEST_WAIT, max(failure.wait, self.backoff * 2 ** (attempt - 1))))
         raise AssertionError("unreachable")
 
-    def _once(self, page: str, content: Any) -> Any:
-        body = None if content is None else json.dumps(content).encode()
-        headers = {"Content-Type": "application/json"} if body is not None else {}
+    def _once(self, page: str, body: bytes | None, kind: str) -> Any:
+        headers = {"Content-Type": kind} if body is not None else {}
         if self.token is not None:
             headers["Authorization"] = f"Bearer {self.token}"
         request = urllib.request.Request(self.url + page, data=body, headers=headers)
@@ -77,7 +89,7 @@ class Client:
                 return json.loads(answer.read())
         except urllib.error.HTTPError as error:
             with error:
-                raise _Failed(_said(error), error.code in AGAIN, _wait(error), _HINTS.get(error.code)) from error
+                raise _Failed(_said(error), error.code in AGAIN, _wait(error), self.hints.get(error.code)) from error
         except ValueError as error:
             raise _Failed(f"its answer is not JSON: {error}", again=True) from error
         except (OSError, http.client.HTTPException) as error:
@@ -93,7 +105,7 @@ class Client:
     def _sentence(self, failure: _Failed, attempts: int) -> str:
         tried = "1 attempt" if attempts == 1 else f"{attempts} attempts"
         hint = f" ({failure.hint})" if failure.hint else ""
-        return f"the scoring server at {self.url} gave no answer in {tried}: {failure}{hint}"
+        return f"the {self.what} at {self.url} gave no answer in {tried}: {failure}{hint}"
 
 
 class _Failed(Exception):

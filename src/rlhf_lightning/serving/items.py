@@ -15,13 +15,10 @@ from itertools import groupby
 from typing import Any
 
 from rlhf_lightning.reward_types import JudgedGroup, JudgedResponse, ResponseScore
+from rlhf_lightning.serving._http import BadRequest
 from rlhf_lightning.types import Problem
 
 FIELDS = {"question", "messages", "response", "finished"}
-
-
-class BadRequest(ValueError):
-    """A request that cannot be answered, and why."""
 
 
 def groups_in(body: bytes, *, max_items: int) -> list[JudgedGroup]:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from rlhf_lightning.devices import find_device
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.models.sources import DType
-from rlhf_lightning.scorers.client import is_loopback
 from rlhf_lightning.scorers.judge import RewardJudge
+from rlhf_lightning.serving.address import bound, check_address, read_token
 from rlhf_lightning.serving.server import Limits, ScoreServer
-
-SHORTEST_TOKEN = 16
 
 
 class ServeRM:
@@ -53,25 +49,13 @@ class ServeRM:
         queue: int = 16,
         timeout: float = 30.0,
     ) -> None:
-        for name, value in {
-            "token_budget": token_budget,
-            "max_request_bytes": max_request_bytes,
-            "max_items": max_items,
-            "timeout": timeout,
-        }.items():
-            if value <= 0:
-                raise ConfigError(f"serve-rm: {name} must be above 0, got {value}")
-        if not 0 <= port < 1 << 16 or queue < 0:
-            raise ConfigError(f"serve-rm: port must be in 0 … 65535 and queue at least 0, got {port} and {queue}")
         self.path, self.host, self.port, self.dtype, self.device = path, host, port, dtype, device
         self.token_budget = token_budget
         self.limits = Limits(max_request_bytes, max_items, queue, timeout)
+        if token_budget <= 0:
+            raise ConfigError(f"serve-rm: token_budget must be above 0, got {token_budget}")
         self.token = read_token(token_env, token_file)
-        if self.token is None and not is_loopback(host):
-            raise ConfigError(
-                f"serve-rm: other machines reach {host}, so a token is needed: put one into an environment variable "
-                "or a file, and name it with --token_env or --token_file. Without one, serve at 127.0.0.1"
-            )
+        check_address("serve-rm", host, port, self.token, self.limits)
 
     def run(self) -> None:
         """Serves until the process is told to stop; requests that are being answered are finished."""
@@ -88,43 +72,10 @@ class ServeRM:
         Raises:
             ConfigError: If the address cannot be had.
         """
-        try:
-            server = ScoreServer(
-                self.host,
-                self.port,
-                judge.score,
-                judge.identity,
-                process=judge.process,
-                token=self.token,
-                limits=self.limits,
-            )
-        except OSError as error:
-            raise ConfigError(f"serve-rm: cannot serve at {self.host}, port {self.port}: {error}") from error
-        try:
+        settings = {"process": judge.process, "token": self.token, "limits": self.limits}
+
+        def make() -> ScoreServer:
+            return ScoreServer(self.host, self.port, judge.score, judge.identity, **settings)  # type: ignore[arg-type]
+
+        with bound("serve-rm", self.host, self.port, make) as server:
             yield server
-        finally:
-            server.close()
-
-
-def read_token(variable: str | None, file: str | None) -> str | None:
-    """The token from an environment variable or a file, white space around it left out; None where neither is named.
-
-    Raises:
-        ConfigError: If both are named, there is nothing in it, or it is too short or no ASCII text.
-    """
-    if variable is not None and file is not None:
-        raise ConfigError("token: name an environment variable or a file, not both")
-    if variable is None and file is None:
-        return None
-    if variable is not None:
-        where, text = f"environment variable {variable}", os.environ.get(variable, "")
-    else:
-        where = f"token file {file}"
-        try:
-            text = Path(str(file)).expanduser().read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{where} cannot be read: {error}") from error
-    token = text.strip()
-    if len(token) < SHORTEST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
-        raise ConfigError(f"{where} must hold a token of at least {SHORTEST_TOKEN} ASCII characters, without spaces")
-    return token
