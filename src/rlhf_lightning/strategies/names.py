@@ -26,11 +26,13 @@ class Named:
 
 
 STRATEGIES = {
+    "fsdp1": Named("rlhf_lightning.strategies.fsdp1:FSDP1"),
     "fsdp2": Named("rlhf_lightning.strategies.fsdp2:FSDP2"),
 }
 """What ``trainer.strategy`` may be, beside Lightning's own names."""
 
 _SHARDINGS = {
+    "FSDPStrategy": "rlhf_lightning.strategies.fsdp1:FlatShards",
     "ModelParallelStrategy": "rlhf_lightning.strategies.fsdp2:FullySharded",
 }
 """How weights are sharded, by the name of Lightning's strategy class that a strategy is or derives from."""
