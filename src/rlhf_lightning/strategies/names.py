@@ -28,10 +28,13 @@ class Named:
 STRATEGIES = {
     "fsdp1": Named("rlhf_lightning.strategies.fsdp1:FSDP1"),
     "fsdp2": Named("rlhf_lightning.strategies.fsdp2:FSDP2"),
+    "zero2": Named("rlhf_lightning.strategies.deepspeed:ZeRO", {"stage": 2}),
+    "zero3": Named("rlhf_lightning.strategies.deepspeed:ZeRO", {"stage": 3}),
 }
 """What ``trainer.strategy`` may be, beside Lightning's own names."""
 
 _SHARDINGS = {
+    "DeepSpeedStrategy": "rlhf_lightning.strategies.deepspeed:of_stage",
     "FSDPStrategy": "rlhf_lightning.strategies.fsdp1:FlatShards",
     "ModelParallelStrategy": "rlhf_lightning.strategies.fsdp2:FullySharded",
 }
