@@ -1,6 +1,6 @@
-"""Trains one small module under a strategy and writes down what it ends with; one call a rank.
+"""Trains small modules under strategies, one after the other, and writes down what each ends with; one call a rank.
 
-``python -m tests.scale.training '{"kind": "grpo", "strategy": "fsdp2", "folder": ..., ...}'``
+``python -m tests.scale.training '{"kind": "grpo", "strategy": "fsdp2", "folder": ..., ...}'``, or a list of such.
 """
 
 import faulthandler
@@ -102,6 +102,7 @@ def train(
     save: bool = False,
     resume: str | None = None,
     options: dict[str, Any] | None = None,
+    precision: str = "32-true",
     world: int = 1,
     **changed: Any,
 ) -> None:
@@ -114,7 +115,7 @@ def train(
         accelerator="cpu", devices=world, strategy=strategy_named(strategy, **(options or {})),
         max_epochs=epochs, logger=False, callbacks=[*callbacks, Rows(rows)], use_distributed_sampler=False,
         reload_dataloaders_every_n_epochs=1, enable_progress_bar=False, enable_model_summary=False,
-        enable_checkpointing=save, default_root_dir=out,
+        enable_checkpointing=save, default_root_dir=out, precision=precision,
     )  # fmt: skip
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     weights = module.sharding.whole(module)
@@ -126,4 +127,6 @@ def train(
 
 if __name__ == "__main__":
     faulthandler.dump_traceback_later(int(os.environ.get("PATIENCE", 90)), exit=True)  # where it hangs
-    train(**json.loads(sys.argv[1]))
+    told = json.loads(sys.argv[1])
+    for one in told if isinstance(told, list) else [told]:
+        train(**one)
