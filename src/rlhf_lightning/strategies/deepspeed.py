@@ -151,11 +151,12 @@ class ZeRO(DeepSpeedStrategy):
 class SplitUpdates(Sharding):
     """Stage 2: weights lie whole on every rank, gradients and optimizer states in parts."""
 
+    #: What DeepSpeed's optimizer calls this rank's parts of the weights, and whether they lie in CPU memory.
+    names = ("single_partition_of_fp32_groups", "cpu_offload")
+
     def clip(self, optimizer: Optimizer, max_norm: float | None) -> dict[str, Tensor]:
         """As for whole gradients, on the parts that DeepSpeed's optimizer is about to use."""
-        parts: dict[str, list[Tensor]] = {}
-        for number, gradients in _parts(optimizer):
-            parts.setdefault(optimizer.param_groups[number]["name"], []).extend(gradients)
+        parts = self._gradients(optimizer)
         norms = {name: self._norm(gradients) for name, gradients in parts.items()}
         for name, norm in norms.items():
             if max_norm is not None and bool(norm > max_norm):
@@ -168,10 +169,30 @@ class SplitUpdates(Sharding):
         dist.all_reduce(squares)
         return squares.sqrt()
 
+    def leave(self, optimizer: Optimizer, name: str) -> None:
+        """DeepSpeed steps with gradients of 0, which moves nothing at a learning rate of 0; the count starts again."""
+        masters: list[Tensor] = getattr(optimizer, self.names[0])
+        for number, part in enumerate(masters):
+            if self._group(optimizer, number) in {name}:
+                _count_again(optimizer.optimizer.state[part])  # type: ignore[attr-defined]
+
     def load(self, module: nn.Module, weights: Mapping[str, Tensor]) -> None:
         """Every rank loads all; the optimizer's copies follow."""
         super().load(module, weights)
         self._refresh()
+
+    def _gradients(self, optimizer: Any) -> dict[str, list[Tensor]]:
+        """This rank's parts, as they are when an update's last backward is done, by parameter group."""
+        masters, in_cpu_memory = (getattr(optimizer, name) for name in self.names)
+        held = {i: [part.grad] for i, part in enumerate(masters)} if in_cpu_memory else optimizer.averaged_gradients
+        found: dict[str, list[Tensor]] = {group["name"]: [] for group in optimizer.param_groups}
+        for number, parts in held.items():
+            found[self._group(optimizer, number)] += parts or []
+        return found
+
+    def _group(self, optimizer: Any, number: int) -> str:
+        """The name of the group that a part belongs to."""
+        return str(optimizer.param_groups[number]["name"])
 
     def _refresh(self) -> None:
         for optimizer in self.strategy.optimizers:
@@ -182,6 +203,7 @@ class SplitWeights(SplitUpdates):
     """Stage 3: parameters lie in parts too, and DeepSpeed's hooks bring a module's together around its forward."""
 
     is_sharded = True
+    names = ("fp32_partitioned_groups_flat", "offload_optimizer")
 
     def place_frozen(self, model: nn.Module) -> nn.Module:
         """Partitioned like the others, by an engine of its own."""
@@ -219,6 +241,10 @@ class SplitWeights(SplitUpdates):
                         parameter.copy_(weights[key])
         self._refresh()
 
+    def _group(self, optimizer: Any, number: int) -> str:
+        """Stage 3 cuts groups into sub-groups."""
+        return super()._group(optimizer, optimizer.sub_group_to_group_id[number])
+
 
 def of_stage(strategy: DeepSpeedStrategy) -> Sharding:
     """How a strategy of DeepSpeed's shards."""
@@ -231,16 +257,7 @@ def _gathered(parameters: list[nn.Parameter], modifier_rank: int | None = None) 
     return deepspeed.zero.GatheredParameters(parameters, modifier_rank=modifier_rank)
 
 
-def _parts(optimizer: Any) -> Iterator[tuple[int, list[Tensor]]]:
-    """This rank's parts of the gradients, as they are when an update's last backward is done, by parameter group.
-
-    Stage 3 cuts groups into sub-groups; with offloading the parts are one flat tensor in CPU memory.
-    """
-    of = getattr(optimizer, "sub_group_to_group_id", {})
-    flat = getattr(optimizer, "fp32_partitioned_groups_flat", None) or getattr(
-        optimizer, "single_partition_of_fp32_groups", []
-    )
-    if getattr(optimizer, "cpu_offload", False) or getattr(optimizer, "offload_optimizer", False):
-        yield from ((of.get(i, i), [part.grad]) for i, part in enumerate(flat))
-    else:
-        yield from ((of.get(i, i), list(parts)) for i, parts in optimizer.averaged_gradients.items() if parts)
+def _count_again(state: Mapping[str, Any]) -> None:
+    step = state.get("step")
+    if isinstance(step, Tensor):
+        step.zero_()

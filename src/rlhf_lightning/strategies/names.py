@@ -34,6 +34,7 @@ STRATEGIES = {
 """What ``trainer.strategy`` may be, beside Lightning's own names."""
 
 _SHARDINGS = {
+    "DDPStrategy": "rlhf_lightning.strategies.ddp:Replicated",
     "DeepSpeedStrategy": "rlhf_lightning.strategies.deepspeed:of_stage",
     "FSDPStrategy": "rlhf_lightning.strategies.fsdp1:FlatShards",
     "ModelParallelStrategy": "rlhf_lightning.strategies.fsdp2:FullySharded",
