@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from rlhf_lightning import ranks
 from rlhf_lightning.callbacks import RolloutCheckpoint
 from rlhf_lightning.data.demonstrations import DemonstrationData
 from rlhf_lightning.data.prompts import PromptData
+from rlhf_lightning.grouping import join_rollouts
 from rlhf_lightning.kl import Fixed, KLTerm
 from rlhf_lightning.models import LoRA, TinyLlama
 from rlhf_lightning.modules import GRPOModule, PPOModule, RewardModel, SFTModule
@@ -46,7 +48,8 @@ class Rows(Callback):
 
 
 def adamw(parameters: Any) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, lr=1e-3)
+    """With an epsilon that keeps gradients of rounding's size from becoming whole steps, as Adam makes of any size."""
+    return torch.optim.AdamW(parameters, lr=1e-3, eps=1e-6)
 
 
 def common(lora: bool, checkpointing: bool) -> dict[str, Any]:
@@ -54,10 +57,30 @@ def common(lora: bool, checkpointing: bool) -> dict[str, Any]:
     return {"optimizer": adamw, "token_budget": 160, "lora": adapters, "gradient_checkpointing": checkpointing}
 
 
-def policy(kind: type, decoder: str = "auto", **changed: Any) -> Made:
+class UnevenSampler(InProcessSampler):
+    """Asks for responses whose limit depends on the prompt, one prompt at a time: so ranks do unequal work.
+
+    Attributes:
+        steps: Tokens a sequence that were decoded, all prompts after each other.
+    """
+
+    steps = 0
+
+    def __call__(self, prompts: Any, *, samples_per_prompt: int, seeds: Any, params: Any = None) -> Any:
+        parts = []
+        for i, prompt in enumerate(prompts):
+            limit = 1 + 6 * (prompt.index % 3)
+            own = seeds[i * samples_per_prompt : (i + 1) * samples_per_prompt]
+            params = replace(self.params, max_new_tokens=limit)
+            parts.append(super().__call__([prompt], samples_per_prompt=samples_per_prompt, seeds=own, params=params))
+            self.steps += parts[-1].tokens.shape[1]
+        return replace(join_rollouts(parts), params=self.params)
+
+
+def policy(kind: type, decoder: str = "auto", uneven: bool = False, **changed: Any) -> Made:
     settings = {
         "policy": TinyLlama(hidden=32, layers=2, heads=2),
-        "sampler": InProcessSampler(max_new_tokens=8, decoder=decoder),
+        "sampler": (UnevenSampler if uneven else InProcessSampler)(max_new_tokens=13 if uneven else 8, decoder=decoder),
         "scorers": [EvenTokens()],
         "prompts_per_rollout": 6,
         "samples_per_prompt": 4,

@@ -133,9 +133,7 @@ class ZeRO(DeepSpeedStrategy):
         self, model: nn.Module, optimizer: Optimizer | None, lr_scheduler: Any = None
     ) -> tuple[DeepSpeedEngine, Optimizer]:
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        return self.engine(
-            model, self.config, model_parameters=trained, optimizer=optimizer, lr_scheduler=lr_scheduler
-        )
+        return self.engine(model, self.config, model_parameters=trained, optimizer=optimizer, lr_scheduler=lr_scheduler)
 
     def _initialize_deepspeed_inference(self, model: nn.Module) -> None:
         self.model = self.engine(model, self.frozen_config, model_parameters=[])[0]
