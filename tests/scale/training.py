@@ -31,6 +31,7 @@ from rlhf_lightning.kl import Fixed, KLTerm
 from rlhf_lightning.models import LoRA, TinyLlama
 from rlhf_lightning.modules import GRPOModule, PPOModule, RewardModel, SFTModule
 from rlhf_lightning.samplers import InProcessSampler
+from rlhf_lightning.scorers import RewardModelScorer
 from rlhf_lightning.strategies import strategy_named
 from rlhf_lightning.tasks.arithmetic import ChainedArithmetic
 
@@ -111,7 +112,11 @@ def reward_model(**changed: Any) -> Made:
     return RewardModel(supervision="process", **settings, **changed), FakeRewardData()
 
 
-KINDS: dict[str, Callable[..., Made]] = {made.__name__: made for made in (grpo, ppo, shared_ppo, sft, reward_model)}
+def rewarded(reward_model: str, **changed: Any) -> Made:
+    return grpo(scorers=[RewardModelScorer(reward_model, token_budget=64)], **changed)
+
+
+KINDS: dict[str, Callable[..., Made]] = {made.__name__: made for made in (grpo, ppo, shared_ppo, rewarded, sft, reward_model)}
 
 
 def train(
@@ -127,9 +132,10 @@ def train(
     options: dict[str, Any] | None = None,
     precision: str = "32-true",
     world: int = 1,
+    export: str | None = None,
     **changed: Any,
 ) -> None:
-    """Fits, and lets rank 0 write ``weights.safetensors`` and ``metrics.json`` into the folder."""
+    """Fits, and lets rank 0 write ``weights.safetensors`` and ``metrics.json`` into the folder; exports if asked to."""
     torch.manual_seed(1)
     module, data = KINDS[kind](**common(lora, checkpointing), **changed)
     out, rows = Path(folder), []
@@ -141,6 +147,8 @@ def train(
         enable_checkpointing=save, default_root_dir=out, precision=precision,
     )  # fmt: skip
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    if export is not None:
+        module.export_reward_model(Path(export))
     weights = module.sharding.whole(module)
     if ranks.rank() == 0:
         out.mkdir(parents=True, exist_ok=True)

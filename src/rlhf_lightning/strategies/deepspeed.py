@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when DeepSpeed is imported, which says so where it is missing
+
 _SILENT = "Since DeepSpeed handles gradient clipping internally"
 
 
@@ -62,8 +65,6 @@ class ZeRO(DeepSpeedStrategy):
             raise ConfigError(
                 f"trainer.strategy: zero{stage} needs DeepSpeed. It comes with: pip install 'rlhf-lightning[deepspeed]'"
             )
-        if not torch.cuda.is_available():
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when DeepSpeed is imported
         super().__init__(stage=stage, **kwargs)
 
     @property
