@@ -52,7 +52,8 @@ class ZeRO(DeepSpeedStrategy):
     Args:
         stage: 2 or 3.
         kwargs: As Lightning's ``DeepSpeedStrategy``: ``offload_optimizer`` and ``offload_parameters`` keep them in CPU
-            memory.
+            memory. An offloaded optimizer steps there, whichever it is; ``deepspeed.ops.adam.DeepSpeedCPUAdam`` is the
+            quickest.
 
     Raises:
         ConfigError: If DeepSpeed is not installed, or the stage is another one.
@@ -66,6 +67,8 @@ class ZeRO(DeepSpeedStrategy):
                 f"trainer.strategy: zero{stage} needs DeepSpeed. It comes with: pip install 'rlhf-lightning[deepspeed]'"
             )
         super().__init__(stage=stage, **kwargs)
+        assert isinstance(self.config, dict)
+        self.config.setdefault("zero_force_ds_cpu_optimizer", False)
 
     @property
     def handles_gradient_accumulation(self) -> bool:

@@ -109,7 +109,7 @@ class FSDP1(FSDPStrategy):
         return FullyShardedDataParallel(
             model,
             auto_wrap_policy=CustomPolicy(is_unit),
-            cpu_offload=self.cpu_offload,
+            cpu_offload=self.cpu_offload if self.root_device.type != "cpu" else None,  # there they are already
             mixed_precision=self.mixed_precision_config,
             sharding_strategy=self.sharding_strategy,
             device_id=self.root_device,
