@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from rlhf_lightning.configfiles import find_config, shipped_configs
+from rlhf_lightning.strategies.names import STRATEGIES
 
 
 def test_the_defaults_are_shipped():
@@ -18,6 +19,7 @@ def command_of(name: str) -> str:
 
 
 JOBS = [name for name in shipped_configs() if command_of(name) != "fit"]
+OVERLAYS = [name for name in shipped_configs() if name.startswith("strategies/")]
 
 
 @pytest.mark.parametrize("name", JOBS)
@@ -28,10 +30,25 @@ def test_a_jobs_is_accepted_by_its_command(rlhf, name):
     assert yaml.safe_load(outcome.out)["job"] == command
 
 
-@pytest.mark.parametrize("name", [name for name in shipped_configs() if name not in JOBS])
+@pytest.mark.parametrize("name", [name for name in shipped_configs() if name not in [*JOBS, *OVERLAYS]])
 def test_it_is_accepted_and_resolved(rlhf, name):
     outcome = rlhf("fit", "--config", name, "--print_config")
     assert outcome.code == 0, outcome.err
     printed = yaml.safe_load(outcome.out)
     assert printed["model"]["class_path"].startswith("rlhf_lightning.modules.")
     assert printed["run"]["name"] == find_config(name).stem
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_a_strategys_is_accepted_after_a_runs(rlhf, name):
+    outcome = rlhf("fit", "--config", "quickstart.yaml", "--config", name, "--print_config")
+    assert outcome.code == 0, outcome.err
+    printed, own = yaml.safe_load(outcome.out), yaml.safe_load(find_config(name).read_text())
+    assert printed["trainer"]["strategy"] == own["trainer"]["strategy"] or (
+        own["trainer"]["strategy"]["init_args"].items() <= printed["trainer"]["strategy"]["init_args"].items()
+    )
+    assert (printed["trainer"]["devices"], printed["run"]["name"]) == ("auto", "quickstart")
+
+
+def test_there_is_one_for_each_strategy():
+    assert {find_config(name).stem for name in OVERLAYS} == {"ddp", *STRATEGIES}

@@ -31,7 +31,7 @@ def test_a_warm_up_may_wait():
         rates.append([round(group["lr"], 6) for group in optimizer.param_groups])
         optimizer.step()
         schedule.step()
-    assert [policy for policy, _ in rates] == [0.025, 0.025, 0.025, 0.05, 0.075, 0.1, 0.1]
+    assert [policy for policy, _ in rates] == [0.0, 0.0, 0.025, 0.05, 0.075, 0.1, 0.1]
     assert [critic for _, critic in rates] == [0.075, 0.15, 0.225, 0.3, 0.3, 0.3, 0.3]
 
 

@@ -28,6 +28,12 @@ def train(folder: Path, *, world: int, **settings: Any) -> list[str]:
     return run([sys.executable, "-m", "tests.scale.training", told], world=world)
 
 
+def train_all(cases: list[dict[str, Any]], *, world: int) -> list[str]:
+    """Runs ``training.train`` for each case in turn, all in the same processes."""
+    told = json.dumps([{"world": world, **case} for case in cases])
+    return run([sys.executable, "-m", "tests.scale.training", told], world=world)
+
+
 def run(command: list[str], *, world: int) -> list[str]:
     port = str(free_port())
     ranks = [_start(command, rank, world, port) for rank in range(world)]

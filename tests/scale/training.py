@@ -1,6 +1,6 @@
-"""Trains one small module under a strategy and writes down what it ends with; one call a rank.
+"""Trains small modules under strategies, one after the other, and writes down what each ends with; one call a rank.
 
-``python -m tests.scale.training '{"kind": "grpo", "strategy": "fsdp2", "folder": ..., ...}'``
+``python -m tests.scale.training '{"kind": "grpo", "strategy": "fsdp2", "folder": ..., ...}'``, or a list of such.
 """
 
 import faulthandler
@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,12 @@ from rlhf_lightning import ranks
 from rlhf_lightning.callbacks import RolloutCheckpoint
 from rlhf_lightning.data.demonstrations import DemonstrationData
 from rlhf_lightning.data.prompts import PromptData
+from rlhf_lightning.grouping import join_rollouts
 from rlhf_lightning.kl import Fixed, KLTerm
 from rlhf_lightning.models import LoRA, TinyLlama
 from rlhf_lightning.modules import GRPOModule, PPOModule, RewardModel, SFTModule
 from rlhf_lightning.samplers import InProcessSampler
+from rlhf_lightning.scorers import RewardModelScorer
 from rlhf_lightning.strategies import strategy_named
 from rlhf_lightning.tasks.arithmetic import ChainedArithmetic
 
@@ -46,7 +49,8 @@ class Rows(Callback):
 
 
 def adamw(parameters: Any) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, lr=1e-3)
+    """With an epsilon that keeps gradients of rounding's size from becoming whole steps, as Adam makes of any size."""
+    return torch.optim.AdamW(parameters, lr=1e-3, eps=1e-6)
 
 
 def common(lora: bool, checkpointing: bool) -> dict[str, Any]:
@@ -54,10 +58,30 @@ def common(lora: bool, checkpointing: bool) -> dict[str, Any]:
     return {"optimizer": adamw, "token_budget": 160, "lora": adapters, "gradient_checkpointing": checkpointing}
 
 
-def policy(kind: type, decoder: str = "auto", **changed: Any) -> Made:
+class UnevenSampler(InProcessSampler):
+    """Asks for responses whose limit depends on the prompt, one prompt at a time: so ranks do unequal work.
+
+    Attributes:
+        steps: Tokens a sequence that were decoded, all prompts after each other.
+    """
+
+    steps = 0
+
+    def __call__(self, prompts: Any, *, samples_per_prompt: int, seeds: Any, params: Any = None) -> Any:
+        parts = []
+        for i, prompt in enumerate(prompts):
+            limit = 1 + 6 * (prompt.index % 3)
+            own = seeds[i * samples_per_prompt : (i + 1) * samples_per_prompt]
+            params = replace(self.params, max_new_tokens=limit)
+            parts.append(super().__call__([prompt], samples_per_prompt=samples_per_prompt, seeds=own, params=params))
+            self.steps += parts[-1].tokens.shape[1]
+        return replace(join_rollouts(parts), params=self.params)
+
+
+def policy(kind: type, decoder: str = "auto", uneven: bool = False, **changed: Any) -> Made:
     settings = {
         "policy": TinyLlama(hidden=32, layers=2, heads=2),
-        "sampler": InProcessSampler(max_new_tokens=8, decoder=decoder),
+        "sampler": (UnevenSampler if uneven else InProcessSampler)(max_new_tokens=13 if uneven else 8, decoder=decoder),
         "scorers": [EvenTokens()],
         "prompts_per_rollout": 6,
         "samples_per_prompt": 4,
@@ -88,7 +112,11 @@ def reward_model(**changed: Any) -> Made:
     return RewardModel(supervision="process", **settings, **changed), FakeRewardData()
 
 
-KINDS: dict[str, Callable[..., Made]] = {made.__name__: made for made in (grpo, ppo, shared_ppo, sft, reward_model)}
+def rewarded(reward_model: str, **changed: Any) -> Made:
+    return grpo(scorers=[RewardModelScorer(reward_model, token_budget=64)], **changed)
+
+
+KINDS: dict[str, Callable[..., Made]] = {made.__name__: made for made in (grpo, ppo, shared_ppo, rewarded, sft, reward_model)}
 
 
 def train(
@@ -102,10 +130,12 @@ def train(
     save: bool = False,
     resume: str | None = None,
     options: dict[str, Any] | None = None,
+    precision: str = "32-true",
     world: int = 1,
+    export: str | None = None,
     **changed: Any,
 ) -> None:
-    """Fits, and lets rank 0 write ``weights.safetensors`` and ``metrics.json`` into the folder."""
+    """Fits, and lets rank 0 write ``weights.safetensors`` and ``metrics.json`` into the folder; exports if asked to."""
     torch.manual_seed(1)
     module, data = KINDS[kind](**common(lora, checkpointing), **changed)
     out, rows = Path(folder), []
@@ -114,9 +144,11 @@ def train(
         accelerator="cpu", devices=world, strategy=strategy_named(strategy, **(options or {})),
         max_epochs=epochs, logger=False, callbacks=[*callbacks, Rows(rows)], use_distributed_sampler=False,
         reload_dataloaders_every_n_epochs=1, enable_progress_bar=False, enable_model_summary=False,
-        enable_checkpointing=save, default_root_dir=out,
+        enable_checkpointing=save, default_root_dir=out, precision=precision,
     )  # fmt: skip
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    if export is not None:
+        module.export_reward_model(Path(export))
     weights = module.sharding.whole(module)
     if ranks.rank() == 0:
         out.mkdir(parents=True, exist_ok=True)
@@ -126,4 +158,6 @@ def train(
 
 if __name__ == "__main__":
     faulthandler.dump_traceback_later(int(os.environ.get("PATIENCE", 90)), exit=True)  # where it hangs
-    train(**json.loads(sys.argv[1]))
+    told = json.loads(sys.argv[1])
+    for one in told if isinstance(told, list) else [told]:
+        train(**one)

@@ -6,6 +6,7 @@ import inspect
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import get_loader
@@ -65,7 +66,7 @@ def prepare(argv: Sequence[str]) -> Prepared:
         _check_top(document.where((key,)), key, keys)
         document.values[key] = expander.top(key, document.values[key])
     _check_members(document)
-    config = _with_run_name(document.values, files[-1].stem if files else subcommand)
+    config = _with_run_name(document.values, _stem(document, files) or subcommand)
     overrides = [option for option in options if option.name not in CONFIG]
     arguments = [word for option in overrides for word in _Override(document, keys).apply(option)]
     _require_model(document, rest)
@@ -213,6 +214,13 @@ def _check_member(where: str, key: Key, members: list[str]) -> None:
 def _with_run_name(values: dict[str, Any], stem: str) -> dict[str, Any]:
     run = values.get("run") or {}
     return values | {"run": run | {"name": run.get("name") or stem}}
+
+
+def _stem(document: Document, files: Sequence[Path]) -> str:
+    """The name of the last file that says something of the model: others lay details over it."""
+    of_model = [source for key, source in document.sources.items() if key[0] in {"model"}]
+    named = [file for file in files if any(source.startswith(f"{file.as_posix()}:") for source in of_model)]
+    return (named or [*files, Path()])[-1].stem
 
 
 def _refuse_job(document: Document) -> None:

@@ -22,6 +22,7 @@ from rlhf_lightning.cli.messages import explain, first_cause
 from rlhf_lightning.cli.runs import RunFolder, existing_checkpoint
 from rlhf_lightning.cli.signatures import import_class, signature
 from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.strategies import check_strategy, register_strategies
 
 SUBCOMMANDS = tuple(LightningCLI.subcommands())
 TRAINER_DEFAULTS: dict[str, Any] = {
@@ -30,8 +31,10 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "log_every_n_steps": 1,
     "num_sanity_val_steps": 0,
     "reload_dataloaders_every_n_epochs": 1,
+    "use_distributed_sampler": False,
 }
-"""Trainer arguments whose defaults differ from Lightning's: on-policy data is made anew each epoch."""
+"""Trainer arguments whose defaults differ from Lightning's: on-policy data is made anew each epoch, and all ranks get
+the same items, which they share themselves."""
 
 DEFAULT_SEED = 1
 _SWITCHED: dict[str, type] = {
@@ -109,6 +112,8 @@ class RLHFCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Opens the run folder and hands the seed on, before any class is made."""
         own = self._own
+        register_strategies()
+        check_strategy(own["trainer.strategy"])
         own["weights_only"] = True if own["weights_only"] is None else own["weights_only"]
         self._hand_on_seed("model")
         self._hand_on_seed("data")
@@ -176,11 +181,11 @@ class RLHFCLI(LightningCLI):
 
     def _open_folder(self) -> Path:
         """The folder to write to; the other processes of a run take what the first one opened."""
+        if getattr(rank_zero_only, "rank", 0) != 0:
+            return self.folder.path
         if self.subcommand != "fit":
             beside = self.folder.numbered(str(self.subcommand))
             return RunFolder(str(beside.parent), beside.name).make()
-        if getattr(rank_zero_only, "rank", 0) != 0:
-            return self.folder.path
         checkpoint = self._own["ckpt_path"]
         goes_on = self.begins_again or (checkpoint is not None and self.folder.holds(checkpoint))
         return self.folder.make() if goes_on else self.folder.open_new()

@@ -19,11 +19,12 @@ def through(module: nn.Module, compute: Callable[..., T], *args: Any) -> T:
     goes through here. For a module without hooks it is the plain call.
 
     Args:
-        module: Whose parameters ``compute`` reads: the root of a model for those that no layer of its own holds.
+        module: Whose parameters ``compute`` reads: the root of a model for those that no layer of its own holds. Where
+            the strategy put a wrapper in the module's place (FSDP 1), that wrapper: its hooks are the ones that count.
         compute: Gives tensors, or tuples of tensors.
         args: Tensors that need a gradient must stand here, not be caught by ``compute``.
     """
-    with _as_forward(module, compute):
+    with _as_forward(getattr(module, "_fsdp_wrapped_module", module), compute):
         return module(*args)  # type: ignore[no-any-return]
 
 

@@ -94,6 +94,10 @@ class EdgeModule(LightningModule):
     def measure(self, limit: int | None = None) -> dict[str, float]:
         """Metrics on the first ``limit`` held-out items, or on all of them."""
 
+    def idle_groups(self) -> tuple[str, ...]:
+        """Parameter groups that this epoch's loss leaves out."""
+        return ()
+
     def update_delays(self) -> dict[str, int]:
         """Updates before a group's learning rate begins to warm up, for groups that train later than others."""
         return {}
@@ -199,11 +203,16 @@ class EdgeModule(LightningModule):
     ) -> None:
         """Clips each parameter group by its own norm; a step that is not finite is not taken, but counted."""
         norms = self.sharding.clip(optimizer, self.max_grad_norm)
+        self._leave_idle(optimizer)
         if not_finite(norms):
             self._tell_skipped(norms)
         skipped = self.guard(optimizer, norms)
         self.means.once({"update/skipped": torch.tensor(float(skipped))})
         self.means.once({f"grad_norm/{name}": norm for name, norm in norms.items()})
+
+    def _leave_idle(self, optimizer: Optimizer) -> None:
+        for name in self.idle_groups():
+            self.sharding.leave(optimizer, name)
 
     def _tell_skipped(self, norms: Mapping[str, Tensor]) -> None:
         size = self._batches[0].micro_batches
@@ -229,6 +238,7 @@ class EdgeModule(LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """The next epoch begins. Callbacks have seen this one's numbers; checkpoints are taken after this."""
+        self._leave_idle(self.trainer.optimizers[0])
         self.rollout_index += 1
         self.rollout_metrics, self.rollout_samples, self._batches = {}, [], ()
 

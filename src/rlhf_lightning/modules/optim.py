@@ -35,11 +35,12 @@ def warm_up(optimizer: Optimizer, updates: int, delays: Mapping[str, int] | None
     Args:
         optimizer: With named groups.
         updates: Steps of the warm-up.
-        delays: Steps by group name before a group's warm-up begins; 0 for groups that are not named.
+        delays: Steps by group name before a group's warm-up begins, at a learning rate of 0; none for groups that are
+            not named.
     """
 
     def factor(delay: int) -> Callable[[int], float]:
-        return lambda step: min(1.0, (max(0, step - delay) + 1) / (updates + 1))
+        return lambda step: min(1.0, max(0, step - delay + 1) / (updates + 1))
 
     factors = [factor((delays or {}).get(group["name"], 0)) for group in optimizer.param_groups]
     return {"scheduler": LambdaLR(optimizer, factors), "interval": "step"}

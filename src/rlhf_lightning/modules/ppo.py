@@ -162,6 +162,10 @@ class PPOModule(PolicyModule):
         """The critic's own."""
         return {"critic": self.critic_lr}
 
+    def idle_groups(self) -> tuple[str, ...]:
+        """The policy, while the critic warms up."""
+        return ("policy",) if self.warming_up else ()
+
     def update_delays(self) -> dict[str, int]:
         """The policy's learning rate waits for the critic."""
         return {"policy": self.critic_warmup_rollouts * self.updates_per_epoch}
@@ -188,7 +192,8 @@ class PPOModule(PolicyModule):
     def update_loss(self, batch: UpdateBatch) -> Tensor:
         """Policy loss and value loss; while the critic warms up, the policy is left out, and so has no gradient."""
         if self.warming_up:
-            return self._value_objective(self.value_model.values(self.model, batch.packed), batch)
+            values = self.value_model.values(self.model, batch.packed)
+            return self._value_objective(values, batch) + self.sharding.touch(self.model.parameters())
         logprobs, values = self.value_model.with_logprobs(
             self.model, batch.packed, temperature=batch.temperature, chunk_size=self.logits_chunk
         )

@@ -105,7 +105,7 @@ class RewardJudge:
             return
         self.model.to(device)  # type: ignore[arg-type]
         if place is not None:
-            place(self.model)
+            self._model = place(self.model)  # type: ignore[assignment]
 
     def unload(self) -> None:
         """Gives the weights' memory back; they are loaded again when asked for."""

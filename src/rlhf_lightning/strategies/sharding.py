@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -60,6 +60,16 @@ class Sharding:
         limit = float("inf") if max_norm is None else max_norm
         groups = {group["name"]: group["params"] for group in optimizer.param_groups}
         return {name: torch.nn.utils.clip_grad_norm_(params, limit) for name, params in groups.items()}
+
+    def touch(self, parameters: Iterable[nn.Parameter]) -> Tensor | float:
+        """A term of 0 for a loss that leaves out these parameters, where the strategy waits for their gradients."""
+        return 0.0
+
+    def leave(self, optimizer: Optimizer, name: str) -> None:
+        """Before a step, and after an epoch: has a group's weights and optimizer states stay as they are."""
+        groups = {group["name"]: group["params"] for group in optimizer.param_groups}
+        for parameter in groups[name]:
+            parameter.grad = None
 
     def whole(self, module: nn.Module) -> dict[str, Tensor]:
         """All weights by name, whole, on the CPU: on rank 0; the others may get none. All ranks must call it."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from rlhf_lightning.protocols import Decoder, DecodingSession
 from rlhf_lightning.registry import register
 from rlhf_lightning.samplers.decoders._cache import BLOCK, preallocated_cache
+from rlhf_lightning.samplers.decoders._whole import is_spread, whole_copy
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 @register("decoder", "hf")
 class HFDecoder(Decoder):
-    """Calls the live model itself; a copy of it only when another dtype is asked for.
+    """Calls the live model itself; a copy of it when another dtype is asked for, or its weights are sharded.
 
     Prompts of different lengths are padded on the left, as ``generate`` does: so the sliding windows, recurrent
     states and position rules of every architecture hold as they stand.
@@ -36,8 +37,11 @@ class HFDecoder(Decoder):
         return True
 
     def load(self, model: PreTrainedModel, dtype: torch.dtype | None) -> None:
-        """Keeps a reference to the model, or copies it in another dtype."""
+        """Keeps a reference to the model; copies it in another dtype, or where ranks would wait in each forward."""
         with torch.no_grad():
+            if is_spread(model):
+                self._model = whole_copy(model, dtype or model.dtype)
+                return
             self._model = model if dtype in (None, model.dtype) else copy.deepcopy(model).to(dtype)  # type: ignore[arg-type]
 
     def start(self, prompts: Sequence[Sequence[int]], owner: Tensor, max_new_tokens: int) -> DecodingSession:
