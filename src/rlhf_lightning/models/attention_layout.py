@@ -73,9 +73,7 @@ class Lengths:
     group_of: Tensor
 
 
-def attention_layout(
-    packed: PackedSequences, dtype: torch.dtype, wanted: Tensor | None = None
-) -> AttentionLayout:
+def attention_layout(packed: PackedSequences, dtype: torch.dtype, wanted: Tensor | None = None) -> AttentionLayout:
     """Lays a packed row out in blocks.
 
     Args:
@@ -89,7 +87,9 @@ def attention_layout(
     return lay_out(lengths, packed.input_ids.device, dtype, wanted if spares else None)
 
 
-def lay_out(lengths: Lengths, device: torch.device, dtype: torch.dtype, wanted: Tensor | None = None) -> AttentionLayout:
+def lay_out(
+    lengths: Lengths, device: torch.device, dtype: torch.dtype, wanted: Tensor | None = None
+) -> AttentionLayout:
     """As :func:`attention_layout`, from lengths alone."""
     prompts, standing, group_of = lengths.prompts, lengths.responses, lengths.group_of
     prompt_start, response_start = row_starts(prompts, standing, group_of)

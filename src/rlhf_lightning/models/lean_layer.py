@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
@@ -93,7 +93,8 @@ class DecoderLayer(torch.autograd.Function):
         kept = [_Kept.of(list(islice(tensors, size))) for size in ctx.sizes]
         of_parts = zip(above, setting.parts, kept, strict=True)
         found = _joined(side_by_side([partial(backward, *of_part) for of_part in of_parts]))
-        return tuple(_separated(found, setting.heads).get(name) for name in _INPUTS)
+        separate = _separated(found, setting.heads)
+        return tuple(separate.get(name) for name in _INPUTS)
 
 
 _INPUTS = ("x", "rotation", "setting", "norm1", "wq", "wk", "wv", "bias", "wo", "norm2", "wg", "wu", "wd")
@@ -133,10 +134,13 @@ class _Kept(NamedTuple):
     def of(cls, tensors: list[Tensor]) -> _Kept:
         *own, queries, memory = tensors[:7]
         outs = tuple(zip(tensors[7::2], tensors[8::2], strict=True))
-        return cls(*own, Attended(queries, memory, outs))  # type: ignore[arg-type]
+        scale1, y, scale2, gate, up = own
+        return cls(scale1, y, scale2, gate, up, Attended(queries, memory, outs))
 
 
-def _fused(heads: Heads, norm1: Tensor, wq: Tensor, wk: Tensor, wv: Tensor, bias: Tensor | None, *rest: Tensor) -> _Fused:
+def _fused(
+    heads: Heads, norm1: Tensor, wq: Tensor, wk: Tensor, wv: Tensor, bias: Tensor | None, *rest: Tensor
+) -> _Fused:
     query, key = (_pairs(heads, count, wq.device) for count in (heads.queries, heads.keys))
     of_query = of_memory = None
     if bias is not None:
@@ -180,9 +184,7 @@ def _backward(
     return of_mlp | _attention_backward(d_y, *place, weights, setting, wanted, part, kept)
 
 
-def _mlp_backward(
-    grad: Tensor, weights: _Fused, kept: _Kept, wanted: dict[str, bool]
-) -> tuple[Tensor, _Gradients]:
+def _mlp_backward(grad: Tensor, weights: _Fused, kept: _Kept, wanted: dict[str, bool]) -> tuple[Tensor, _Gradients]:
     """Gradient of y, that through the residual included, and of the MLP's weights."""
     active = F.silu(kept.gate)
     d_hidden = product(grad, weights.wd)
@@ -237,9 +239,8 @@ def _joined(found: Sequence[_Gradients]) -> _Gradients:
     first, *others = found
     if not others:
         return first
-    x = {"x": torch.cat([of_part["x"] for of_part in found])} if "x" in first else {}
-    sums = {name: sum((o[name] for o in others), first[name]) for name in first.keys() - x.keys()}
-    return sums | x  # type: ignore[return-value]
+    sums = {name: reduce(Tensor.add_, [o[name] for o in others], first[name]) for name in first.keys() - {"x"}}
+    return sums | ({"x": torch.cat([of_part["x"] for of_part in found])} if "x" in first else {})
 
 
 def _separated(found: _Gradients, heads: Heads) -> _Gradients:

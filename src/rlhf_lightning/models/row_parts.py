@@ -7,7 +7,7 @@ besides is thrown away.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -76,8 +76,10 @@ def row_parts(layout: AttentionLayout, count: int, *, wanted: bool) -> tuple[Row
         wanted: Whether only those tokens ask that the layout says are wanted.
     """
     known: dict[tuple[int, bool], tuple[RowPart, ...]] = layout.__dict__.setdefault("_parts", {})
+    if (count, False) not in known:
+        known[count, False] = tuple(_part(layout, groups) for groups in shares(layout.lengths, count))
     if (count, wanted) not in known:
-        known[count, wanted] = tuple(_part(layout, groups, wanted) for groups in shares(layout.lengths, count))
+        known[count, wanted] = tuple(_wanted(part, layout.wanted) for part in known[count, False])
     return known[count, wanted]
 
 
@@ -94,14 +96,19 @@ def shares(lengths: Lengths, count: int) -> list[slice]:
     return [slice(0, len(of_group))]
 
 
-def _part(layout: AttentionLayout, groups: slice, wanted: bool) -> RowPart:
+def _part(layout: AttentionLayout, groups: slice) -> RowPart:
     own, tokens = _of_groups(layout.lengths, groups)
     whole = tokens == slice(0, len(layout.scatter))
     part = layout if whole else lay_out(own, layout.gather.device, layout.causal.dtype)
-    if not wanted or layout.wanted is None:
-        return RowPart(tokens, part, _all_queries(part))
-    rows = layout.wanted[(layout.wanted >= tokens.start) & (layout.wanted < tokens.stop)] - tokens.start
-    return RowPart(tokens, part, _queries(part, rows))
+    return RowPart(tokens, part, Queries(None, None, part.gather, part.scatter, part.padding, part.prompts, None))
+
+
+def _wanted(part: RowPart, wanted: Tensor | None) -> RowPart:
+    """The part when only tokens at these positions of the row ask."""
+    if wanted is None:
+        return part
+    rows = wanted[(wanted >= part.tokens.start) & (wanted < part.tokens.stop)] - part.tokens.start
+    return replace(part, queries=_queries(part.layout, rows))
 
 
 def _tokens(lengths: Lengths) -> Tensor:
@@ -114,10 +121,6 @@ def _of_groups(lengths: Lengths, groups: slice) -> tuple[Lengths, slice]:
     own = Lengths(lengths.prompts[groups], lengths.responses[inside], lengths.group_of[inside] - groups.start)
     start = int(_tokens(lengths)[: groups.start].sum())
     return own, slice(start, start + int(_tokens(own).sum()))
-
-
-def _all_queries(layout: AttentionLayout) -> Queries:
-    return Queries(None, None, layout.gather, layout.scatter, layout.padding, layout.prompts, None)
 
 
 def _queries(layout: AttentionLayout, rows: Tensor) -> Queries:
