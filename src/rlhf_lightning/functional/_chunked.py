@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from rlhf_lightning.functional._products import product, product_onto
+from rlhf_lightning.functional._products import product, product_onto, products_kind
 from rlhf_lightning.functional._side_by_side import side_by_side
 
 _CACHED = 1 << 21
@@ -135,8 +135,10 @@ def _scaled_residuals(ctx: Any, number: int, grad: Tensor, grad_entropy: Tensor 
 
 def _shares(hidden: Tensor, weight: Tensor) -> list[slice]:
     """Stretches of rows, one for each of torch's threads where that many rows are worth waking them."""
-    on_cpu = hidden.device.type == "cpu"
-    count = torch.get_num_threads() if on_cpu and hidden.numel() * len(weight) >= _WORTH_SHARES else 1
+    count = 1
+    if hidden.device.type == "cpu" and hidden.numel() * len(weight) >= _WORTH_SHARES:
+        products_kind()  # measured before threads share it
+        count = torch.get_num_threads()
     edges = [len(hidden) * i // count for i in range(count + 1)]
     return [slice(start, stop) for start, stop in pairwise(edges)]
 

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from rlhf_lightning.functional._products import ordinary, product, weight_gradient
+from rlhf_lightning.functional._products import ordinary, product, products_kind, weight_gradient
 from rlhf_lightning.models.attention_layout import AttentionLayout
 from rlhf_lightning.models.block_attention import Heads
 from rlhf_lightning.models.lean_layer import DecoderLayer, Setting
@@ -96,7 +96,7 @@ def layer_forward(module: Any, hidden_states: Tensor, *args: Any, **kwargs: Any)
     assert of_key is not None
     dim: int = attention.head_dim
     heads = Heads(len(of_query) // dim, len(of_key) // dim, dim, attention.scaling)
-    parts = row_parts(layout, _side_by_side(module, layout), wanted=_is_last(attention))
+    parts = row_parts(layout, _parts_worth(module, layout), wanted=_is_last(attention))
     setting = Setting(heads, parts, module.input_layernorm.variance_epsilon)
     rotation = _rotation(*kwargs["position_embeddings"])
     return DecoderLayer.apply(hidden_states[0], rotation, setting, *weights)[None]  # type: ignore[no-any-return,no-untyped-call]
@@ -106,10 +106,13 @@ def _is_last(attention: Any) -> bool:
     return bool(attention.layer_idx == attention.config.num_hidden_layers - 1)
 
 
-def _side_by_side(module: Any, layout: AttentionLayout) -> int:
+def _parts_worth(module: Any, layout: AttentionLayout) -> int:
     """In how many parts a row is worth computing."""
     work = len(layout.scatter) * sum(weight.numel() for weight in module.parameters())
-    return torch.get_num_threads() if work >= WORTH_PARTS else 1
+    if work < WORTH_PARTS:
+        return 1
+    products_kind()  # measured before threads share it
+    return torch.get_num_threads()
 
 
 def _rotation(cos: Tensor, sin: Tensor) -> Tensor:
