@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from reference import distributions as slow
-from rlhf_lightning.functional import chunked_token_logprobs, token_logprobs
+from rlhf_lightning.functional import _chunked, chunked_token_logprobs, token_logprobs
 
 N, H, V = 7, 3, 5
 CHUNKS = [1, 2, 3, 7, 100]
@@ -286,3 +286,35 @@ def test_impossible_arguments_are_refused(change: dict, message: str):
     hidden, weight, _, tokens = inputs()
     with pytest.raises(ValueError, match=message):
         chunked_token_logprobs(**{"hidden": hidden, "weight": weight, "tokens": tokens, "chunk_size": 2, **change})
+
+
+@pytest.mark.parametrize("chunk_size", [2, 3, 100])
+@pytest.mark.parametrize("trained", ["hidden", "hidden weight bias"])
+@pytest.mark.parametrize("with_entropy", [False, True])
+def test_rows_shared_out_to_threads_give_the_same(chunk_size, trained, with_entropy, monkeypatch):
+    monkeypatch.setattr(_chunked, "_WORTH_SHARES", 0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    leaves = dict(zip(("hidden", "weight", "bias"), inputs()[:3], strict=True))
+    tokens, grads = inputs()[3], torch.linspace(-1, 2, 2 * N, dtype=torch.float64).view(2, N)
+
+    def total(compute, **given):
+        logprobs, entropy = compute(**given)
+        return (logprobs * grads[0]).sum() + (entropy * grads[1]).sum() * with_entropy
+
+    def ours(hidden, weight, bias):
+        assert len(_chunked._shares(hidden, weight)) == 2
+        given = {"chunk_size": chunk_size, "bias": bias, "return_entropy": with_entropy}
+        result = chunked_token_logprobs(hidden, weight, tokens, **given)
+        return result if with_entropy else (result, torch.zeros(N, dtype=torch.float64))
+
+    try:
+        found = []
+        for compute in (lambda **kw: dense(**kw, tokens=tokens, temperature=1.0), ours):
+            given = {name: leaf.clone().requires_grad_(name in trained.split()) for name, leaf in leaves.items()}
+            value = total(compute, **given)
+            found.append((value.detach(), *torch.autograd.grad(value, [given[name] for name in trained.split()])))
+    finally:
+        torch.set_num_threads(threads)
+    for want, got in zip(*found, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)

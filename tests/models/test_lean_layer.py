@@ -13,7 +13,8 @@ from rlhf_lightning.models import lean
 from rlhf_lightning.models.lean import make_lean
 from rlhf_lightning.models.lean_layer import DecoderLayer
 from rlhf_lightning.models.lora import LoRA
-from rlhf_lightning.models.packed import packed_logprobs
+from rlhf_lightning.models.packed import packed_logprobs, packed_states
+from rlhf_lightning.models.row_parts import row_parts
 
 SHAPE = {
     "vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -88,6 +89,56 @@ def test_logprobs_and_gradients_are_those_of_autograd(name, packed, used):
     assert len(used) == SHAPE["num_hidden_layers"]
     torch.testing.assert_close(logprobs, want_logprobs, rtol=1e-9, atol=1e-9)
     assert got.keys() == want.keys()
+    for key in want:
+        torch.testing.assert_close(got[key], want[key], rtol=1e-9, atol=1e-9, msg=key)
+
+
+@pytest.fixture
+def two_parts(monkeypatch):
+    """Rows in two parts, however small."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    monkeypatch.setattr(lean, "WORTH_PARTS", 0)
+    made = []
+    monkeypatch.setattr(lean, "row_parts", lambda *a, **kw: made.append(row_parts(*a, **kw)) or made[-1])
+    yield made
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("packed", ["mixed lengths", "equal lengths", "one sample a prompt"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_parts_side_by_side_give_the_same(name, packed, used, two_parts):
+    packed = ROWS[packed]()
+    want_logprobs, want = trained(exact_norms(build(name)), packed)
+    model = make_lean(build(name))
+    logprobs, got = trained(model, packed)
+    assert [len(parts) for parts in two_parts] == [2] * SHAPE["num_hidden_layers"]
+    torch.testing.assert_close(logprobs, want_logprobs, rtol=1e-9, atol=1e-9)
+    assert got.keys() == want.keys()
+    for key in want:
+        torch.testing.assert_close(got[key], want[key], rtol=1e-9, atol=1e-9, msg=key)
+    again = trained(model, packed)[1]
+    assert all(torch.equal(again[key], got[key]) for key in got)
+
+
+@pytest.mark.parametrize("places", [[3, 4, 5, 7], [7, 4, 7], [0, 6], list(range(21))])
+def test_a_last_layer_computes_the_states_that_are_asked_for(places, used, monkeypatch):
+    """Places within prompts (0) and all places at once are computed in full; so are all other layers."""
+    packed, places = row(), torch.tensor(places)
+    lengths, apply = [], DecoderLayer.apply
+    monkeypatch.setattr(lean.DecoderLayer, "apply", lambda *given: lengths.append(len(z := apply(*given))) or z)
+    found = []
+    for model in (exact_norms(build()), make_lean(build())):
+        hidden = packed_states(model, packed, places)
+        (hidden * torch.linspace(-1, 2, hidden.numel(), dtype=hidden.dtype).view_as(hidden)).sum().backward()
+        found.append(
+            {"hidden": hidden.detach()} | {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        )
+    want, got = found
+    tokens = len(packed.input_ids)
+    spared = 0 not in places and len(places.unique()) < tokens
+    assert lengths == [tokens, len(places.unique()) if spared else tokens]
+    assert want.keys() == got.keys()
     for key in want:
         torch.testing.assert_close(got[key], want[key], rtol=1e-9, atol=1e-9, msg=key)
 

@@ -13,17 +13,23 @@ transpose that is summed up: so the small hidden states are laid out anew for th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial, reduce
+from itertools import chain, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from rlhf_lightning.functional._products import product, product_onto
+from rlhf_lightning.functional._products import product, product_onto, products_kind
+from rlhf_lightning.functional._side_by_side import side_by_side
 
 _CACHED = 1 << 21
 """Numbers that are gone over several times at once, so that a processor's cache holds them meanwhile."""
+
+_WORTH_SHARES = 1 << 27
+"""Multiplications of a head from which threads of their own for shares of the rows are worth waking."""
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -52,18 +58,24 @@ class LinearLogprobs(torch.autograd.Function):
         logprobs = hidden.new_empty(len(hidden), dtype=wide(hidden.dtype))
         entropy = torch.empty_like(logprobs) if with_entropy else None
         direction = torch.empty_like(hidden) if steer else None
-        kept: tuple[Tensor | None, Tensor | None] = (None, None)
-        for rows, logits in _logits_by_chunk(hidden, weight, bias, chunk_size):
-            if entropy is not None:
-                entropy[rows] = _entropy(logits.log_softmax(dim=1))
-            logprobs[rows], total = _exponentiate_(logits, tokens[rows])
-            if keep:
-                kept = _residual_(logits, tokens, total).to(hidden.dtype), total
-            if direction is not None:
-                residual = _residual_(logits, tokens[rows], total).to(hidden.dtype)
-                direction[rows] = product(residual, weight).div_(-total)
-        ctx.save_for_backward(hidden, weight, bias, tokens, direction, *kept)
-        ctx.chunk_size = chunk_size
+
+        def compute(share: slice) -> list[Tensor]:
+            kept: list[Tensor] = []
+            for rows, logits in _logits_by_chunk(hidden, weight, bias, share, ctx.chunk_size):
+                if entropy is not None:
+                    entropy[rows] = _entropy(logits.log_softmax(dim=1))
+                logprobs[rows], total = _exponentiate_(logits, tokens[rows])
+                if keep:
+                    kept = [_residual_(logits, tokens[rows], total).to(hidden.dtype), total]
+                if direction is not None:
+                    residual = _residual_(logits, tokens[rows], total).to(hidden.dtype)
+                    direction[rows] = product(residual, weight).div_(-total)
+            return kept
+
+        ctx.shares = _shares(hidden, weight)
+        ctx.chunk_size = math.ceil(chunk_size / len(ctx.shares))  # the shares hold their chunks at the same time
+        kept = side_by_side([partial(compute, share) for share in ctx.shares])
+        ctx.save_for_backward(hidden, weight, bias, tokens, direction, *chain(*kept))
         ctx.set_materialize_grads(False)
         return logprobs, entropy
 
@@ -71,7 +83,7 @@ class LinearLogprobs(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor | None, grad_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
         """Gradients of hidden, weight and bias, as far as they are asked for."""
-        hidden, weight, _, _, direction, _, _ = ctx.saved_tensors
+        hidden, weight, _, _, direction, *_ = ctx.saved_tensors
         if grad is None:
             if grad_entropy is None:
                 return (None,) * 7
@@ -80,14 +92,20 @@ class LinearLogprobs(torch.autograd.Function):
             return (direction * grad[:, None]).to(hidden.dtype), *(None,) * 6
         for_hidden, for_weight, for_bias, *_ = ctx.needs_input_grad
         grad_hidden = torch.empty_like(hidden) if for_hidden else None
-        grad_weight = grad_bias = None  # the first of them transposed
-        for rows, residual, scale in _scaled_residuals(ctx, grad, grad_entropy):
-            if grad_hidden is not None:
-                grad_hidden[rows] = product(residual, weight).mul_(scale)
-            if for_weight:
-                grad_weight = _add_product(grad_weight, (hidden[rows] * scale).to(hidden.dtype).t(), residual)
-            if for_bias:
-                grad_bias = _add_product(grad_bias, scale.to(hidden.dtype).t(), residual)
+
+        def compute(number: int) -> tuple[Tensor | None, Tensor | None]:
+            grad_weight = grad_bias = None  # both transposed
+            for rows, residual, scale in _scaled_residuals(ctx, number, grad, grad_entropy):
+                if grad_hidden is not None:
+                    grad_hidden[rows] = product(residual, weight).mul_(scale)
+                if for_weight:
+                    grad_weight = _add_product(grad_weight, (hidden[rows] * scale).to(hidden.dtype).t(), residual)
+                if for_bias:
+                    grad_bias = _add_product(grad_bias, scale.to(hidden.dtype).t(), residual)
+            return grad_weight, grad_bias
+
+        found = side_by_side([partial(compute, number) for number in range(len(ctx.shares))])
+        grad_weight, grad_bias = (_total(of_shares) for of_shares in zip(*found, strict=True))
         for_parameters = (
             None if grad_weight is None else grad_weight.t().contiguous(),
             None if grad_bias is None else grad_bias[0],
@@ -98,29 +116,41 @@ class LinearLogprobs(torch.autograd.Function):
 _Chunk = tuple[slice, Tensor, Tensor]
 
 
-def _scaled_residuals(ctx: Any, grad: Tensor, grad_entropy: Tensor | None) -> Iterator[_Chunk]:
-    """Rows, residual and scale of each chunk; their product is the gradient of the logits."""
-    hidden, weight, bias, tokens, _, residual, total = ctx.saved_tensors
+def _scaled_residuals(ctx: Any, number: int, grad: Tensor, grad_entropy: Tensor | None) -> Iterator[_Chunk]:
+    """Rows, residual and scale of each chunk of a share; their product is the gradient of the logits."""
+    hidden, weight, bias, tokens, _, *kept = ctx.saved_tensors
+    share, chunks = ctx.shares[number], partial(_logits_by_chunk, hidden, weight, bias, ctx.shares[number])
     if grad_entropy is not None:
-        for rows, logits in _logits_by_chunk(hidden, weight, bias, ctx.chunk_size):
+        for rows, logits in chunks(ctx.chunk_size):
             slope = _slope(logits.log_softmax(dim=1), tokens[rows], grad[rows, None], grad_entropy[rows, None])
             yield rows, slope.to(hidden.dtype), torch.ones_like(grad[rows, None])
-    elif residual is not None:
-        yield slice(0, len(hidden)), residual, -grad[:, None] / total
+    elif kept:
+        residual, total = kept[2 * number : 2 * number + 2]
+        yield share, residual, -grad[share, None] / total
     else:
-        for rows, logits in _logits_by_chunk(hidden, weight, bias, ctx.chunk_size):
+        for rows, logits in chunks(ctx.chunk_size):
             _, total = _exponentiate_(logits, tokens[rows])
             yield rows, _residual_(logits, tokens[rows], total).to(hidden.dtype), -grad[rows, None] / total
 
 
+def _shares(hidden: Tensor, weight: Tensor) -> list[slice]:
+    """Stretches of rows, one for each of torch's threads where that many rows are worth waking them."""
+    count = 1
+    if hidden.device.type == "cpu" and hidden.numel() * len(weight) >= _WORTH_SHARES:
+        products_kind()  # measured before threads share it
+        count = torch.get_num_threads()
+    edges = [len(hidden) * i // count for i in range(count + 1)]
+    return [slice(start, stop) for start, stop in pairwise(edges)]
+
+
 def _logits_by_chunk(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, chunk_size: int
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, share: slice, chunk_size: int
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Rows and wide logits of each chunk, the caller's to overwrite."""
-    n = len(hidden)
+    """Rows and wide logits of each chunk of a share, the caller's to overwrite."""
+    n = share.stop - share.start
     size = math.ceil(n / max(1, math.ceil(n / chunk_size)))
-    for start in range(0, n, max(1, size)):
-        rows = slice(start, min(start + size, n))
+    for start in range(share.start, share.stop, max(1, size)):
+        rows = slice(start, min(start + size, share.stop))
         logits = product(hidden[rows], weight.t())
         if bias is not None:
             logits.add_(bias)
@@ -155,6 +185,11 @@ def _slope(logprobs: Tensor, tokens: Tensor, grad: Tensor, grad_entropy: Tensor)
     entropy = _entropy(logprobs)[:, None]
     slope = logprobs.exp().mul_(-grad - grad_entropy * (logprobs + entropy))
     return slope.scatter_add_(1, tokens[:, None], grad)
+
+
+def _total(gradients: Sequence[Tensor | None]) -> Tensor | None:
+    given = [gradient for gradient in gradients if gradient is not None]
+    return reduce(Tensor.add_, given) if given else None
 
 
 def _add_product(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:

@@ -42,6 +42,9 @@ class AttentionLayout:
         causal: (1, 1, L, L) additive causal mask of the prompts.
         responses: The blocks of responses.
         longest: Tokens of the longest prompt with its response.
+        lengths: Of what is laid out.
+        wanted: (K,) increasing positions whose final states are asked for, or None when it may be any; a last layer
+            may compute these alone.
     """
 
     gather: Tensor
@@ -51,34 +54,62 @@ class AttentionLayout:
     causal: Tensor
     responses: tuple[ResponseBlock, ...]
     longest: int
+    lengths: Lengths
+    wanted: Tensor | None = None
 
 
-def attention_layout(packed: PackedSequences, dtype: torch.dtype) -> AttentionLayout:
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of the sequences of a packed row, on CPU.
+
+    Attributes:
+        prompts: (P',) of each prompt.
+        responses: (b,) of each response, as far as it stands in the row.
+        group_of: (b,) the prompt of each response, non-decreasing.
+    """
+
+    prompts: Tensor
+    responses: Tensor
+    group_of: Tensor
+
+
+def attention_layout(packed: PackedSequences, dtype: torch.dtype, wanted: Tensor | None = None) -> AttentionLayout:
     """Lays a packed row out in blocks.
 
     Args:
         packed: The row.
         dtype: Of the additive masks, the model's.
+        wanted: (K,) increasing positions whose final states are asked for; any when not given. The layout passes them
+            on where that spares work: if they all stand in responses or at a prompt's end.
     """
-    device = packed.input_ids.device
-    prompts, standing, group_of = (x.cpu() for x in (packed.prompt_lengths, packed.response_lengths, packed.group_of))
+    lengths = Lengths(*(x.cpu() for x in (packed.prompt_lengths, packed.response_lengths, packed.group_of)))
+    spares = wanted is not None and len(wanted) < len(packed.input_ids) and _outside_prompts(lengths, wanted)
+    return lay_out(lengths, packed.input_ids.device, dtype, wanted if spares else None)
+
+
+def lay_out(
+    lengths: Lengths, device: torch.device, dtype: torch.dtype, wanted: Tensor | None = None
+) -> AttentionLayout:
+    """As :func:`attention_layout`, from lengths alone."""
+    prompts, standing, group_of = lengths.prompts, lengths.responses, lengths.group_of
     prompt_start, response_start = row_starts(prompts, standing, group_of)
     slots = [_slots(prompt_start, prompts)]
     blocks = []
     for members in length_blocks(standing.tolist(), int(prompts.max())):
-        lengths, group = standing[members], group_of[members]
-        slots.append(_slots(response_start[members], lengths))
-        mask = response_mask(prompts[group], int(prompts.max()), int(lengths.max()), dtype).to(device)
+        own, group = standing[members], group_of[members]
+        slots.append(_slots(response_start[members], own))
+        mask = response_mask(prompts[group], int(prompts.max()), int(own.max()), dtype).to(device)
         in_turn = torch.equal(group, torch.arange(len(prompts)))
-        blocks.append(ResponseBlock(_shape(lengths), None if in_turn else group.to(device), mask))
+        blocks.append(ResponseBlock(_shape(own), None if in_turn else group.to(device), mask))
     gather, valid = (torch.cat(parts) for parts in zip(*slots, strict=True))
-    scatter = torch.empty(len(packed.input_ids), dtype=torch.int64)
+    scatter = torch.empty(int(valid.sum()), dtype=torch.int64)
     scatter[gather[valid]] = valid.nonzero().squeeze(1)
     padding = None if bool(valid.all()) else ~valid[:, None].to(device)
     longest = int((prompts[group_of] + standing).max()) if len(standing) else int(prompts.max())
     causal = _causal(int(prompts.max()), dtype)[None, None].to(device)
     gather, scatter = gather.to(device), scatter.to(device)
-    return AttentionLayout(gather, scatter, padding, _shape(prompts), causal, tuple(blocks), longest)
+    shape = _shape(prompts)
+    return AttentionLayout(gather, scatter, padding, shape, causal, tuple(blocks), longest, lengths, wanted)
 
 
 def length_blocks(lengths: Sequence[int], prompt_length: int) -> list[list[int]]:
@@ -118,6 +149,15 @@ def response_mask(prompt_lengths: Tensor, longest_prompt: int, length: int, dtyp
     prompt = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))
     prompt = prompt[:, None, None, :].expand(-1, 1, length, -1)
     return torch.cat([prompt, _causal(length, dtype).expand(len(lengths), 1, -1, -1)], dim=-1)
+
+
+def _outside_prompts(lengths: Lengths, rows: Tensor) -> bool:
+    """Whether the tokens at these positions all stand in responses or at a prompt's end."""
+    starts, _ = row_starts(lengths.prompts, lengths.responses, lengths.group_of)
+    one = torch.ones_like(starts)
+    edges = torch.zeros(int(lengths.prompts.sum() + lengths.responses.sum()), dtype=torch.int64)
+    edges.index_add_(0, starts, one).index_add_(0, starts + lengths.prompts - 1, -one)
+    return not bool(edges.cumsum(0)[rows.cpu()].any())
 
 
 def _slots(starts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,20 +1,22 @@
 """Attention over the blocks of a packed row on CPU, forward and backward by hand: what lean layers call.
 
-The same computation as ``models.attention``, whose words for shapes are used here. Queries, keys and values stay side
-by side in one tensor, and what backward needs is that tensor, the outputs and one number a query and head: keys and
+The same computation as ``models.attention``, whose words for shapes are used here. Keys and values stay side by side in
+one tensor, and what backward needs is that tensor, the queries, the outputs and one number a query and head: keys and
 values repeated for the responses of a prompt are made again from it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from rlhf_lightning.models.attention_layout import AttentionLayout
+from rlhf_lightning.models.row_parts import Queries, RowPart
 
 
 @dataclass(frozen=True)
@@ -35,103 +37,112 @@ class Heads:
 
 
 class Attended(NamedTuple):
-    """What a forward pass leaves.
+    """What a forward pass leaves for backward.
 
     Attributes:
-        out: (N, H·D) of the row.
-        slots: (M, H + 2·H_kv, D) queries, keys and values, in float32 or wider.
+        queries: (M', H, D) in slots, in float32 or wider.
+        memory: (M, 2·H_kv, D) keys and values in slots, in float32 or wider.
         outs: For each block its output (n, H, L, D) and (n, H, L) log-sums of exponentials.
     """
 
-    out: Tensor
-    slots: Tensor
+    queries: Tensor
+    memory: Tensor
     outs: tuple[tuple[Tensor, Tensor], ...]
 
 
-def attend(qkv: Tensor, heads: Heads, layout: AttentionLayout) -> Attended:
-    """Attention of a packed row, without gradient.
+def attend(query: Tensor, memory: Tensor, heads: Heads, part: RowPart) -> tuple[Tensor, Attended]:
+    """Attention within a part of a packed row, without gradient.
 
     Args:
-        qkv: (N, (H + 2·H_kv)·D), rotated.
-        heads: How its columns are divided.
-        layout: The blocks.
-    """
-    slots = _wide(qkv.index_select(0, layout.gather)).view(-1, heads.queries + 2 * heads.keys, heads.dim)
-    outs = []
-    for query, key, value, mask in _blocks(slots, heads, layout):
-        outs.append(
-            torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                query, key, value, 0.0, mask is None, attn_mask=mask, scale=heads.scale
-            )
-        )
-    return Attended(attended_row(outs, layout).to(qkv.dtype), slots, tuple(outs))
-
-
-def attended_row(
-    outs: list[tuple[Tensor, Tensor]] | tuple[tuple[Tensor, Tensor], ...], layout: AttentionLayout
-) -> Tensor:
-    """(N, H·D) of the row from the blocks' outputs."""
-    flat = torch.cat([out.transpose(1, 2).flatten(2).flatten(0, 1) for out, _ in outs])
-    return flat.index_select(0, layout.scatter)
-
-
-def attend_backward(
-    grad: Tensor, slots: Tensor, outs: tuple[tuple[Tensor, Tensor], ...], heads: Heads, layout: AttentionLayout
-) -> Tensor:
-    """Gradient of ``qkv``.
-
-    Args:
-        grad: (N, H·D) gradient of the row.
-        slots: As ``attend`` left them.
-        outs: As ``attend`` left them.
-        heads: As given to it.
-        layout: As given to it.
+        query: (K, H·D) of the tokens that ask, rotated.
+        memory: (N, 2·H_kv·D) keys, rotated, and values of all.
+        heads: How the columns are divided.
+        part: Its blocks.
 
     Returns:
-        (N, (H + 2·H_kv)·D), in the type of ``grad``.
+        (K, H·D) of the tokens that ask, and what backward needs.
     """
-    above = _wide(grad.index_select(0, layout.gather))
-    if layout.padding is not None:
-        above.masked_fill_(layout.padding, 0)
-    gradient = torch.empty_like(slots)
-    d_query, d_key, d_value = gradient.split([heads.queries, heads.keys, heads.keys], dim=1)
-    size = layout.prompts[0] * layout.prompts[1]
-    start = 0
-    for number, (query, key, value, mask) in enumerate(_blocks(slots, heads, layout)):
-        n, length = query.shape[0], query.shape[2]
-        rows = slice(start, start + n * length)
-        from_above = above[rows].view(n, length, heads.queries, heads.dim).transpose(1, 2)
-        given = (from_above, query, key, value, *outs[number], 0.0, mask is None)
-        dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            *given, attn_mask=mask, scale=heads.scale
+    queries = _wide(query.index_select(0, part.queries.gather)).view(-1, heads.queries, heads.dim)
+    slots = _wide(memory.index_select(0, part.layout.gather)).view(-1, 2 * heads.keys, heads.dim)
+    outs = []
+    for q, k, v, mask in _blocks(queries, slots, heads, part):
+        outs.append(
+            torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                q, k, v, 0.0, mask is None, attn_mask=mask, scale=heads.scale
+            )
         )
-        d_query[rows].view(n, length, heads.queries, -1).copy_(dq.transpose(1, 2))
-        for into, d in ((d_key, dk.transpose(1, 2)), (d_value, dv.transpose(1, 2))):
-            into[rows].view(n, length, heads.keys, -1).copy_(d[:, -length:])
+    return attended_rows(outs, part.queries).to(query.dtype), Attended(queries, slots, tuple(outs))
+
+
+def attended_rows(outs: Sequence[tuple[Tensor, Tensor]], queries: Queries) -> Tensor:
+    """(K, H·D) of the tokens that ask, from the blocks' outputs."""
+    flat = torch.cat([out.transpose(1, 2).flatten(2).flatten(0, 1) for out, _ in outs])
+    return flat.index_select(0, queries.scatter)
+
+
+def attend_backward(grad: Tensor, attended: Attended, heads: Heads, part: RowPart) -> tuple[Tensor, Tensor]:
+    """Gradients of ``query`` and ``memory``.
+
+    Args:
+        grad: (K, H·D) gradient of the output.
+        attended: As ``attend`` left it.
+        heads: As given to it.
+        part: As given to it.
+
+    Returns:
+        (K, H·D) and (N, 2·H_kv·D), in the type of ``grad``.
+    """
+    asking, layout = part.queries, part.layout
+    above = _wide(grad.index_select(0, asking.gather)).view(-1, heads.queries, heads.dim)
+    if asking.unused is not None:
+        above.masked_fill_(asking.unused[..., None], 0)
+    d_queries, d_memory = torch.empty_like(above), torch.empty_like(attended.memory)
+    blocks = zip(_blocks(attended.queries, attended.memory, heads, part), attended.outs, strict=True)
+    asked, held = _stretches(asking.prompts, layout), _stretches(layout.prompts, layout)
+    prompts = d_memory[held[0]].view(*layout.prompts, 2 * heads.keys, -1)
+    for number, ((q, k, v, mask), out) in enumerate(blocks):
+        from_above = above[asked[number]].view(len(q), -1, heads.queries, heads.dim).transpose(1, 2)
+        dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            from_above, q, k, v, *out, 0.0, mask is None, attn_mask=mask, scale=heads.scale
+        )
+        d_queries[asked[number]].view(len(q), -1, heads.queries, heads.dim).copy_(dq.transpose(1, 2))
+        own = d_memory[held[number]].view(len(q), -1, 2 * heads.keys, heads.dim)
+        for into, to_prompts, d in zip(own.chunk(2, 2), prompts.chunk(2, 2), (dk, dv), strict=True):
+            d = d.transpose(1, 2)
+            into.copy_(d[:, -own.shape[1] :])
             if number:
-                _add_to_prompts(
-                    into[:size].view(*layout.prompts, heads.keys, -1), d, layout.responses[number - 1].prompts
-                )
-        start = rows.stop
-    return gradient.flatten(1).index_select(0, layout.scatter).to(grad.dtype)
+                _add_to_prompts(to_prompts, d, layout.responses[number - 1].prompts)
+    d_query = d_queries.flatten(1).index_select(0, asking.scatter)
+    return d_query.to(grad.dtype), d_memory.flatten(1).index_select(0, layout.scatter).to(grad.dtype)
 
 
 _Block = tuple[Tensor, Tensor, Tensor, Tensor | None]
 
 
-def _blocks(slots: Tensor, heads: Heads, layout: AttentionLayout) -> Iterator[_Block]:
+def _blocks(queries: Tensor, memory: Tensor, heads: Heads, part: RowPart) -> Iterator[_Block]:
     """Queries, keys, values and mask of the prompts, then of each block of responses: (n, H or H_kv, L or S, D)."""
-    shapes = [layout.prompts, *(block.shape for block in layout.responses)]
-    parts = torch.split(slots, [n * length for n, length in shapes])
-    queries, keys, values = zip(
-        *(part.view(*shape, -1, heads.dim).split([heads.queries, heads.keys, heads.keys], dim=2)
-          for part, shape in zip(parts, shapes, strict=True)),
-        strict=True,
-    )  # fmt: skip
-    yield (*(x[0].transpose(1, 2) for x in (queries, keys, values)), None)  # type: ignore[misc]
-    for number, block in enumerate(layout.responses, start=1):
-        key, value = (torch.cat([_of(x[0], block.prompts), x[number]], dim=1) for x in (keys, values))
-        yield queries[number].transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), block.mask.to(slots.dtype)
+    layout = part.layout
+    asked = [queries[at] for at in _stretches(part.queries.prompts, layout)]
+    (prompt_key, *own_keys), (prompt_value, *own_values) = (
+        [x[at] for at in _stretches(layout.prompts, layout)] for x in memory.split(heads.keys, 1)
+    )
+    prompt_key, prompt_value = (x.view(*layout.prompts, heads.keys, heads.dim) for x in (prompt_key, prompt_value))
+    first = asked[0].view(*part.queries.prompts, heads.queries, heads.dim), prompt_key, prompt_value
+    mask = part.queries.prompt_mask
+    yield (*(x.transpose(1, 2) for x in first), None if mask is None else mask.to(queries.dtype))  # type: ignore[misc]
+    for block, query, key, value in zip(layout.responses, asked[1:], own_keys, own_values, strict=True):
+        whole = [
+            torch.cat([_of(prompt, block.prompts), own.view(*block.shape, heads.keys, heads.dim)], dim=1)
+            for prompt, own in ((prompt_key, key), (prompt_value, value))
+        ]
+        q, k, v = (x.transpose(1, 2) for x in (query.view(*block.shape, heads.queries, heads.dim), *whole))
+        yield q, k, v, block.mask.to(queries.dtype)
+
+
+def _stretches(prompts: tuple[int, int], layout: AttentionLayout) -> list[slice]:
+    """Where the slots of the prompts and of each block of responses stand, given the prompts' shape."""
+    sizes = [n * length for n, length in (prompts, *(block.shape for block in layout.responses))]
+    return [slice(end - size, end) for size, end in zip(sizes, accumulate(sizes), strict=True)]
 
 
 def _of(prompts: Tensor, index: Tensor | None) -> Tensor:

@@ -25,15 +25,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from rlhf_lightning.functional._products import ordinary, product, weight_gradient
+from rlhf_lightning.functional._products import ordinary, product, products_kind, weight_gradient
+from rlhf_lightning.models.attention_layout import AttentionLayout
 from rlhf_lightning.models.block_attention import Heads
 from rlhf_lightning.models.lean_layer import DecoderLayer, Setting
 from rlhf_lightning.models.lean_norm import RMSNorm
+from rlhf_lightning.models.row_parts import row_parts
 
 NORMS = frozenset({"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"})
 MLPS = frozenset({"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP"})
 LAYERS = frozenset({"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"})
 """Classes of transformers by name, so that none needs importing."""
+
+WORTH_PARTS = 1 << 26
+"""Multiplications of a layer from which threads of their own for the parts of a row are worth waking."""
 
 
 def make_lean(model: nn.Module) -> nn.Module:
@@ -78,7 +83,10 @@ def linear_forward(module: Any, x: Tensor) -> Tensor:
 
 
 def layer_forward(module: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """(1, N, H) of a packed row to (1, N, H); other calls go to the module's own forward."""
+    """(1, N, H) of a packed row to the same, or (1, K, H) of the tokens wanted where the layer is its model's last.
+
+    Other calls go to the module's own forward.
+    """
     layout: Any = kwargs.get("packed_layout")
     weights = None if args or layout is None else _weights_of(module, hidden_states)
     if weights is None:
@@ -88,9 +96,23 @@ def layer_forward(module: Any, hidden_states: Tensor, *args: Any, **kwargs: Any)
     assert of_key is not None
     dim: int = attention.head_dim
     heads = Heads(len(of_query) // dim, len(of_key) // dim, dim, attention.scaling)
-    setting = Setting(heads, layout, module.input_layernorm.variance_epsilon)
+    parts = row_parts(layout, _parts_worth(module, layout), wanted=_is_last(attention))
+    setting = Setting(heads, parts, module.input_layernorm.variance_epsilon)
     rotation = _rotation(*kwargs["position_embeddings"])
     return DecoderLayer.apply(hidden_states[0], rotation, setting, *weights)[None]  # type: ignore[no-any-return,no-untyped-call]
+
+
+def _is_last(attention: Any) -> bool:
+    return bool(attention.layer_idx == attention.config.num_hidden_layers - 1)
+
+
+def _parts_worth(module: Any, layout: AttentionLayout) -> int:
+    """In how many parts a row is worth computing."""
+    work = len(layout.scatter) * sum(weight.numel() for weight in module.parameters())
+    if work < WORTH_PARTS:
+        return 1
+    products_kind()  # measured before threads share it
+    return torch.get_num_threads()
 
 
 def _rotation(cos: Tensor, sin: Tensor) -> Tensor:

@@ -48,22 +48,28 @@ def packed_hidden_states(model: PreTrainedModel, packed: PackedSequences) -> Ten
     return through(causal_lm(model), lambda: _predicting_states(model, packed))
 
 
-def packed_states(model: PreTrainedModel, packed: PackedSequences) -> Tensor:
-    """(N, H) final hidden states of the whole row, to be called inside ``through`` of the model's root.
+def packed_states(model: PreTrainedModel, packed: PackedSequences, places: Tensor) -> Tensor:
+    """(K, H) final hidden states at places of the row, to be called inside ``through`` of the model's root.
 
-    See :func:`packed_hidden_states`, which chooses among them.
+    A last layer that can (``models.lean``) computes the states that are asked for, and no others.
+
+    Args:
+        model: As for :func:`packed_hidden_states`.
+        packed: The row.
+        places: (K,) positions in the row.
     """
     inner: Any = causal_lm(model)
     use_packed_attention(inner)
+    wanted, of_place = places.unique(return_inverse=True)
     output = inner.base_model(
         input_ids=packed.input_ids[None],
         position_ids=packed.position_ids[None],
         attention_mask=_no_mask(packed.input_ids.device),
         use_cache=False,
-        packed_layout=attention_layout(packed, inner.dtype),
+        packed_layout=attention_layout(packed, inner.dtype, wanted),
     )
     hidden: Tensor = output.last_hidden_state[0]
-    return hidden
+    return hidden.index_select(0, places if len(hidden) == len(packed.input_ids) else of_place)
 
 
 @overload
@@ -132,7 +138,7 @@ def packed_hidden_and_logprobs(
 
 
 def _predicting_states(model: PreTrainedModel, packed: PackedSequences) -> Tensor:
-    return packed_states(model, packed).index_select(0, packed.predict_index)
+    return packed_states(model, packed, packed.predict_index)
 
 
 def _head_logprobs(

@@ -82,7 +82,7 @@ def packed_scalars(model: PreTrainedModel, packed: PackedSequences, places: Tens
         ConfigError: If the model has no scalar head, or cannot run packed.
     """
     head = scalar_head(model)
-    return through(causal_lm(model), lambda: head_outputs(head, packed_states(model, packed).index_select(0, places)))
+    return through(causal_lm(model), lambda: head_outputs(head, packed_states(model, packed, places)))
 
 
 def head_outputs(head: nn.Linear, hidden: Tensor) -> Tensor:
