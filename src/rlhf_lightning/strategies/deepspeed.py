@@ -79,7 +79,7 @@ class ZeRO(DeepSpeedStrategy):
     def precision_plugin(self) -> Precision:
         """Lightning's choice, batches left alone."""
         plugin = super().precision_plugin
-        return BatchesAsTheyAre(plugin.precision) if isinstance(plugin, DeepSpeedPrecision) else plugin
+        return BatchesAsTheyAre(plugin.precision) if isinstance(plugin, DeepSpeedPrecision) else plugin  # type: ignore[arg-type]
 
     @precision_plugin.setter
     def precision_plugin(self, precision_plugin: Precision | None) -> None:

@@ -156,7 +156,7 @@ class FlatShards(Sharding):
 
     def whole(self, module: nn.Module) -> dict[str, Tensor]:
         """Gathered unit by unit, kept by rank 0."""
-        found = {}
+        found: dict[str, Tensor] = {}
         for name, unit in _units(module):
             with FullyShardedDataParallel.summon_full_params(unit, recurse=False, writeback=False):
                 if self.strategy.is_global_zero:
