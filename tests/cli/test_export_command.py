@@ -20,7 +20,7 @@ def fit(rlhf, name, *more):
 def test_a_runs_policy_with_adapters(rlhf, folder):
     fit(rlhf, "p", '--model.init_args.lora={"rank": 2}', "--model.init_args.optimizer.init_args.lr=0.01")
     outcome = rlhf("export", "--model", "runs/p", "--out", "merged")
-    assert outcome.code == 0 and "merged: a whole model" in outcome.out
+    assert outcome.code == 0 and "merged: the whole policy" in outcome.out
     ours, theirs = answers(rlhf, "runs/p"), answers(rlhf, "merged")
     assert ours[0]["response"] == theirs[0]["response"]
     assert abs(ours[0]["logprob"] - theirs[0]["logprob"]) < 1e-3
@@ -28,7 +28,34 @@ def test_a_runs_policy_with_adapters(rlhf, folder):
     assert (folder / "adapters" / "adapter_config.json").is_file()
 
 
+def test_a_runs_critic_with_its_head(rlhf, folder):
+    """Loaded by transformers alone, it says what the checkpoint's weights say, computed here without ours."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    fit(rlhf, "c")
+    outcome = rlhf("export", "--model", "runs/c", "--part", "critic", "--out", "critic", "--shard-size", "100KB")
+    assert outcome.code == 0 and "critic: the whole critic" in outcome.out, outcome.err
+    assert len(list((folder / "critic").glob("*.safetensors"))) > 1
+    model = AutoModelForSequenceClassification.from_pretrained(folder / "critic", num_labels=1).eval()
+    saved = torch.load(folder / "runs/c/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    assert rlhf("export", "--model", "embedded-arithmetic", "--out", "start").code == 0
+    plain = AutoModelForCausalLM.from_pretrained(folder / "start").model.eval()
+    body = {name.removeprefix("critic.model.model."): w for name, w in saved.items() if "critic.model.model." in name}
+    plain.load_state_dict(body)
+    head = saved["critic.model.score.weight"]
+    assert head.abs().sum() > 0
+    ids = torch.tensor([[5, 9, 11, 7]])
+    with torch.no_grad():
+        want = plain(input_ids=ids).last_hidden_state[0, -1] @ head[0]
+        got = model(input_ids=ids).logits[0, 0]
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+
+
 def test_what_cannot_be(rlhf, folder):
     (folder / "there").mkdir()
     assert "there exists already" in rlhf("export", "--model", "tiny-llama", "--out", "there").error
     assert "no adapters" in rlhf("export", "--model", "tiny-llama", "--out", "out", "--adapters").error
+    assert "no run with a checkpoint" in rlhf("export", "--model", "there", "--part", "critic", "--out", "out").error
+    both = rlhf("export", "--model", "there", "--part", "critic", "--adapters", "--out", "out")
+    assert "only a policy's" in both.error

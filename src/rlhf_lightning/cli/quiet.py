@@ -21,5 +21,10 @@ def quieten() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    logging.getLogger("DeepSpeed").addFilter(_not_about_the_cpu)  # where it is installed, other libraries import it
     for pattern in _KNOWN:
         warnings.filterwarnings("ignore", message=pattern)
+
+
+def _not_about_the_cpu(record: logging.LogRecord) -> bool:
+    return "accelerator to CPU" not in record.getMessage()

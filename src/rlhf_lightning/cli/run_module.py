@@ -24,19 +24,47 @@ def policy_module(run: Run) -> LearningModule:
     Raises:
         ConfigError: If its configuration cannot be read, or trains no policy.
     """
-    config = run.config
-    seed_everything(int(config.get("seed_everything") or 0), verbose=False)
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(LightningModule, "model", required=True)
-    try:
-        module = parser.instantiate_classes(parser.parse_object({"model": config.get("model")})).model
-    except (ArgumentError, ValueError) as error:
-        raise ConfigError(f"{run.path}: its configuration does not make a module any more: {error}") from error
+    module = _module(run)
     if not isinstance(module, LearningModule):
         raise ConfigError(f"{run.path}: {type(module).__name__} trains no policy by reinforcement learning")
     module.tokenizer = module.policy_source.tokenizer()
     module.load_trained()
     return module
+
+
+def scalar_part(path: Path, part: str) -> tuple[Any, Any]:
+    """The critic or the reward model that a run has trained, with its head, and its tokenizer.
+
+    Args:
+        path: The run's folder, or a checkpoint inside one.
+        part: ``critic`` or ``reward model``.
+
+    Raises:
+        ConfigError: If the run trains none.
+        RunFolderError: If there is no such run, or it has no checkpoint.
+    """
+    folder = path.parent.parent if path.suffix == ".ckpt" else path
+    checkpoint = path if path.suffix == ".ckpt" else newest_checkpoint(folder)
+    if checkpoint is None or not checkpoint.exists():
+        raise RunFolderError(f"{path} is no run with a checkpoint, so it has no {part} to export")
+    module = _module(Run(folder))
+    module.load_trained()
+    found = module.scalar_models().get(part)
+    if found is None:
+        raise ConfigError(f"{folder}: {type(module).__name__} has no {part} with a model of its own")
+    lay_over(module, checkpoint)
+    return found
+
+
+def _module(run: Run) -> Any:
+    config = run.config
+    seed_everything(int(config.get("seed_everything") or 0), verbose=False)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(LightningModule, "model", required=True)
+    try:
+        return parser.instantiate_classes(parser.parse_object({"model": config.get("model")})).model
+    except (ArgumentError, ValueError) as error:
+        raise ConfigError(f"{run.path}: its configuration does not make a module any more: {error}") from error
 
 
 def forward_context(run: Run) -> Any:

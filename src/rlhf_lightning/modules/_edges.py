@@ -82,6 +82,14 @@ class EdgeModule(LightningModule):
     def models(self) -> dict[str, torch.nn.Module]:
         """The transformers models that the module holds, by name, under any adapters; sharded one by one."""
 
+    def load_trained(self) -> None:
+        """Loads the weights that train, as they are before the first update."""
+        raise NotImplementedError
+
+    def scalar_models(self) -> dict[str, tuple[torch.nn.Module, Any]]:
+        """Trained models with a scalar head, by what they are, with their tokenizers; for an export."""
+        return {}
+
     @abstractmethod
     def parameter_groups(self) -> dict[str, Iterable[torch.nn.Parameter]]:
         """Parameters by group name."""

@@ -158,6 +158,10 @@ class PPOModule(PolicyModule):
         """The policy, the critic, and the reference."""
         return {**super().models(), "critic": self.value_model.root}
 
+    def scalar_models(self) -> dict[str, tuple[nn.Module, Any]]:
+        """The critic, unless it is a head on the policy."""
+        return {} if self.shared_backbone else {"critic": (self.value_model.root, self.critic_source.tokenizer())}
+
     def learning_rates(self) -> dict[str, float]:
         """The critic's own."""
         return {"critic": self.critic_lr}

@@ -180,10 +180,18 @@ class RewardModel(EdgeModule):
     def configure_model(self) -> None:
         """Loads the backbone and puts the head on it."""
         if self.scalar is None:
-            self.scalar = trainable_scalar(
-                self.backbone_source.load(), lora=self.lora, gradient_checkpointing=self.gradient_checkpointing
-            )
+            self.load_trained()
             self.shard_models()
+
+    def load_trained(self) -> None:
+        """Backbone and head before the first update."""
+        self.scalar = trainable_scalar(
+            self.backbone_source.load(), lora=self.lora, gradient_checkpointing=self.gradient_checkpointing
+        )
+
+    def scalar_models(self) -> dict[str, tuple[torch.nn.Module, Any]]:
+        """The reward model."""
+        return {"reward model": (self.model, self.backbone_source.tokenizer())}
 
     def models(self) -> dict[str, torch.nn.Module]:
         """Backbone and head."""
