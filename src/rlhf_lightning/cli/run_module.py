@@ -56,7 +56,7 @@ def checkpoint_before(run: Run, rollout: int) -> Path | None:
         RunFolderError: If there is no checkpoint at all.
     """
     own = rollout_checkpoint(run.path, rollout)
-    if own.is_file():
+    if own.exists():
         return own
     if rollout == 0:
         return None

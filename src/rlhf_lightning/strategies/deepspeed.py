@@ -66,7 +66,7 @@ class ZeRO(DeepSpeedStrategy):
             raise ConfigError(
                 f"trainer.strategy: zero{stage} needs DeepSpeed. It comes with: pip install 'rlhf-lightning[deepspeed]'"
             )
-        super().__init__(stage=stage, **kwargs)
+        super().__init__(**{"stage": stage, "exclude_frozen_parameters": True, **kwargs})
         assert isinstance(self.config, dict)
         self.config.setdefault("zero_force_ds_cpu_optimizer", False)
 
