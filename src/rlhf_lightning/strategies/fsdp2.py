@@ -77,7 +77,8 @@ class FSDP2(ModelParallelStrategy):
         """As Lightning's, but frozen weights, which no checkpoint of ours holds, stay as they are."""
         module = self.lightning_module
         assert module is not None
-        weights = get_model_state_dict(module, options=StateDictOptions(ignore_frozen_params=True))
+        frozen = Sharding().frozen_names(module)
+        weights = {name: weight for name, weight in get_model_state_dict(module).items() if name not in frozen}
         dcp.load({"state_dict": weights}, checkpoint_id=path)
         set_model_state_dict(module, weights, options=StateDictOptions(strict=False))
         for number, optimizer in enumerate(self.optimizers):
