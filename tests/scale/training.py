@@ -116,7 +116,9 @@ def rewarded(reward_model: str, **changed: Any) -> Made:
     return grpo(scorers=[RewardModelScorer(reward_model, token_budget=64)], **changed)
 
 
-KINDS: dict[str, Callable[..., Made]] = {made.__name__: made for made in (grpo, ppo, shared_ppo, rewarded, sft, reward_model)}
+KINDS: dict[str, Callable[..., Made]] = {
+    made.__name__: made for made in (grpo, ppo, shared_ppo, rewarded, sft, reward_model)
+}
 
 
 def train(

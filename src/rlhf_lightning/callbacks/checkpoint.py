@@ -71,4 +71,3 @@ class RolloutCheckpoint(Checkpoint):
     def state_dict(self) -> dict[str, Any]:
         """Nothing: the folder is the state."""
         return {}
-

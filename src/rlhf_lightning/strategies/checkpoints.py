@@ -7,25 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from torch.distributed.checkpoint import FileSystemReader, TensorStorageMetadata
 
 from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.models.checkpoints import shard_sizes
 
 Shapes = Mapping[str, Sequence[int]]
 
-_META = "meta.pt"
 _COMPLETE = "lr_schedulers"
 """What Lightning saves of a run that can go on, in every format, and leaves out beside weights alone."""
-
-
-def is_sharded(checkpoint: Path) -> bool:
-    """Whether it is a folder that FSDP wrote, each rank its shards."""
-    return (checkpoint / _META).is_file()
-
-
-def meta_of(checkpoint: Path) -> Path:
-    """The file in a folder of shards that holds all but weights and optimizer states."""
-    return checkpoint / _META
 
 
 def check_complete(checkpoint: Mapping[str, Any]) -> None:
@@ -71,8 +60,12 @@ def trained_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     return shapes({name: p for name, p in module.named_parameters(remove_duplicate=False) if p.requires_grad})
 
 
-def shard_shapes(checkpoint: Path, prefix: str) -> dict[str, tuple[int, ...]]:
-    """Whole shapes by name of what lies in a folder of shards under a prefix."""
-    held = FileSystemReader(checkpoint).read_metadata().state_dict_metadata
-    tensors = {name: kept.size for name, kept in held.items() if isinstance(kept, TensorStorageMetadata)}
-    return {name.removeprefix(prefix): tuple(size) for name, size in tensors.items() if name.startswith(prefix)}
+def shard_shapes(checkpoint: Path) -> dict[str, tuple[int, ...]]:
+    """Whole shapes by name of what lies in a folder of FSDP's shards."""
+    return {name: tuple(kept.size) for name, kept in shard_sizes(checkpoint).items()}
+
+
+def zero_shapes(held: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Whole shapes by name of what a rank's model states of DeepSpeed's tell of; tied weights have each name."""
+    own = {name: tuple(shape) for group in held["param_shapes"] for name, shape in group.items()}
+    return own | {name: own[first] for name, first in held["shared_params"].items() if first in own}

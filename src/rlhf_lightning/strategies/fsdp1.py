@@ -31,10 +31,11 @@ from torch.distributed.fsdp.wrap import CustomPolicy
 from torch.optim import Optimizer
 
 from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.models.checkpoints import META, is_sharded, read_plain
 from rlhf_lightning.models.layers import decoder_layers
 from rlhf_lightning.models.through import through
 from rlhf_lightning.registry import check_choice
-from rlhf_lightning.strategies.checkpoints import check_complete, check_shapes, is_sharded, meta_of, shapes, shard_shapes
+from rlhf_lightning.strategies.checkpoints import check_complete, check_shapes, shapes, shard_shapes
 from rlhf_lightning.strategies.sharding import Sharding
 
 T = TypeVar("T")
@@ -117,7 +118,7 @@ class FSDP1(FSDPStrategy):
                 "or fsdp2, which resumes from files of any strategy"
             )
         assert self.lightning_module is not None and self.model is not None
-        held: dict[str, Any] = torch.load(meta_of(path), map_location="cpu", weights_only=True)
+        held = read_plain(path / META)
         if self.lightning_module.trainer.state.fn == "fit":
             check_complete(held)
         with _sharded(self.model):
@@ -129,7 +130,7 @@ class FSDP1(FSDPStrategy):
         frozen = FlatShards(self).frozen_names(self.lightning_module)
         weights = self.model.state_dict()
         trained = {name: weight for name, weight in weights.items() if name not in frozen}
-        check_shapes(shapes(trained), shard_shapes(path, "model."))
+        check_shapes(shapes(trained), shard_shapes(path))
         dcp.load({"model": trained}, checkpoint_id=path)  # in place
         self.model.load_state_dict(weights, strict=False)
         for number, optimizer in enumerate(self.optimizers if fits else []):

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed.checkpoint as dcp
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
@@ -22,16 +21,10 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, 
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.models.checkpoints import META, is_sharded, read_plain, zero_parts
 from rlhf_lightning.models.layers import decoder_layers
-from rlhf_lightning.strategies.checkpoints import (
-    check_complete,
-    check_shapes,
-    is_sharded,
-    meta_of,
-    shapes,
-    shard_shapes,
-    trained_shapes,
-)
+from rlhf_lightning.strategies.checkpoints import check_complete, check_shapes, shapes, shard_shapes, trained_shapes
 from rlhf_lightning.strategies.sharding import Sharding
 
 
@@ -58,20 +51,24 @@ class FSDP2(ModelParallelStrategy):
         """A file, of any strategy and number of ranks, or a folder of shards; compared with the model before.
 
         Raises:
-            ConfigError: If it is of another architecture, or training cannot go on from it.
+            ConfigError: If it is DeepSpeed's, of another architecture, or training cannot go on from it.
         """
         path = Path(self.broadcast(checkpoint_path))
         assert self.lightning_module is not None
         fits = self.lightning_module.trainer.state.fn == "fit"
-        held = torch.load(meta_of(path) if is_sharded(path) else path, mmap=True, map_location="cpu", weights_only=True)
+        if zero_parts(path):
+            raise ConfigError(
+                f"fsdp2 cannot resume from {path}, a folder of DeepSpeed's: take the strategy that wrote it"
+            )
+        held = read_plain(path / META if is_sharded(path) else path)
         if fits:
             check_complete(held)
-        saved = shard_shapes(path, "state_dict.") if is_sharded(path) else shapes(held["state_dict"])
+        saved = shard_shapes(path) if is_sharded(path) else shapes(held["state_dict"])
         check_shapes(trained_shapes(self.lightning_module), saved)
         if not is_sharded(path):
             return super().load_checkpoint(path, weights_only)
         self._load_shards(path)
-        return held  # type: ignore[no-any-return]
+        return held
 
     def _load_shards(self, path: Path) -> None:
         """As Lightning's, but frozen weights, which no checkpoint of ours holds, stay as they are."""
