@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from rlhf_lightning.callbacks.checkpoint_files import name_also, named, remove, write_checkpoint
 from rlhf_lightning.callbacks.run_folder import run_dir_of
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.run_layout import CHECKPOINTS_FOLDER
@@ -18,7 +18,8 @@ class RolloutCheckpoint(Checkpoint):
     """Saves after every ``every``-th epoch (a rollout, for policies), and after the one that a run ends with.
 
     A checkpoint is written aside and renamed, so a kill at any moment leaves the previous one whole.
-    ``last.ckpt`` always names the newest. What happened after it is repeated on resume, to the same numbers.
+    ``last.ckpt`` always names the newest. What happened after it is repeated on resume, to the same numbers. Where the
+    strategy writes shards, a checkpoint is a folder.
 
     Args:
         folder: Where checkpoints go; ``checkpoints`` in the run's folder when not given.
@@ -50,13 +51,10 @@ class RolloutCheckpoint(Checkpoint):
             self.save(trainer, done)
 
     def save(self, trainer: Trainer, done: int) -> None:
-        """Writes aside, renames, moves ``last.ckpt`` on, and only then removes what is too old."""
+        """Writes the checkpoint, moves ``last.ckpt`` on, and only then removes what is too old. All ranks call it."""
         target = self.after(done)
-        aside = self.folder / f".{target.name}.partial"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        trainer.save_checkpoint(aside, False)  # not the weights alone: the optimizer and the cursor too
+        write_checkpoint(trainer, target, weights_only=False)  # the optimizer and the cursor too
         if trainer.is_global_zero:
-            aside.replace(target)
             name_also(target, self.last)
             self._remove_old()
 
@@ -65,18 +63,11 @@ class RolloutCheckpoint(Checkpoint):
         return self.folder / f"rollout-{done:06d}.ckpt"
 
     def _remove_old(self) -> None:
-        saved = sorted(self.folder.glob("rollout-*.ckpt"))
+        saved, in_use = sorted(self.folder.glob("rollout-*.ckpt")), named(self.folder)
         for path in saved[: -self.keep] if self.keep else []:
-            path.unlink()
+            if path.resolve() not in in_use:
+                remove(path)
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: the folder is the state."""
         return {}
-
-
-def name_also(checkpoint: Path, name: Path) -> None:
-    """Gives a checkpoint a second name in its folder; what had that name before keeps its others, if it has any."""
-    aside = name.with_name(f".{name.name}.partial")
-    aside.unlink(missing_ok=True)
-    os.link(checkpoint, aside)
-    aside.replace(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -10,6 +11,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from rlhf_lightning.callbacks.checkpoint import RolloutCheckpoint
+from rlhf_lightning.callbacks.checkpoint_files import write_checkpoint
 from rlhf_lightning.callbacks.proxy_gap import Start, gap_since, start_of
 from rlhf_lightning.callbacks.report import Section
 from rlhf_lightning.callbacks.run_folder import run_dir_of
@@ -120,15 +122,10 @@ class HeldOutEval(Callback):
         if self.best is not None and not value > self.best[0]:
             return
         self.best = (value, module.rollout_index)
-        folder = _checkpoints(trainer)
-        aside = folder / f".{BEST_CHECKPOINT}.partial"
-        folder.mkdir(parents=True, exist_ok=True)
-        trainer.save_checkpoint(aside, True)  # the weights alone
-        if trainer.is_global_zero:
-            aside.replace(folder / BEST_CHECKPOINT)
+        write_checkpoint(trainer, _checkpoints(trainer) / BEST_CHECKPOINT, weights_only=True)
 
 
-def _checkpoints(trainer: Trainer) -> Any:
+def _checkpoints(trainer: Trainer) -> Path:
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     folders = [callback.folder for callback in callbacks if isinstance(callback, RolloutCheckpoint)]
     return folders[0] if folders else run_dir_of(trainer) / CHECKPOINTS_FOLDER

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
-import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from rlhf_lightning.callbacks.checkpoint import RolloutCheckpoint, name_also
+from rlhf_lightning.callbacks.checkpoint import RolloutCheckpoint
+from rlhf_lightning.callbacks.checkpoint_files import name_also
 from rlhf_lightning.callbacks.held_out import HeldOutEval
 from rlhf_lightning.callbacks.report import Section
 from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.models.checkpoints import read_checkpoint
 from rlhf_lightning.registry import check_choice
 
 COLUMN = "kl/ref_k1_per_sequence"
@@ -115,11 +116,11 @@ class KLBudget(Callback):
     def _roll_back(self, trainer: Trainer, module: LightningModule) -> None:
         saves = self._checkpoints(trainer)
         kept = Path(WITHIN) if saves is None else saves.folder / WITHIN
-        if saves is None or not kept.exists():
+        if saves is None or not trainer.strategy.broadcast(kept.exists()):
             self.ended += "No checkpoint within the budget is left, so the weights stay as they are. "
             return
-        saved = torch.load(kept, map_location="cpu", weights_only=True)
-        module.load_state_dict(saved["state_dict"], strict=False)
+        saved = read_checkpoint(kept)
+        module.sharding.load(module, saved["state_dict"])  # type: ignore[operator,union-attr]
         if trainer.is_global_zero:
             name_also(kept, saves.last)
         back_to = saved["rlhf"]["rollout_index"]

@@ -7,7 +7,6 @@ from typing import Protocol, runtime_checkable
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities import rank_zero_only
 
 from rlhf_lightning.callbacks.run_folder import run_dir_of
 from rlhf_lightning.run_layout import REWARD_MODEL_FOLDER
@@ -18,7 +17,7 @@ class ExportsRewardModel(Protocol):
     """A module that trains a reward model."""
 
     def export_reward_model(self, folder: Path) -> None:
-        """Writes it to a folder, whole or not at all."""
+        """Writes it to a folder, whole or not at all. All ranks call it, and the first one writes."""
 
 
 class RewardModelExport(Callback):
@@ -31,7 +30,6 @@ class RewardModelExport(Callback):
     def __init__(self, run_dir: str | Path | None = None) -> None:
         self.run_dir = run_dir
 
-    @rank_zero_only
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the finished model."""
         if isinstance(pl_module, ExportsRewardModel):

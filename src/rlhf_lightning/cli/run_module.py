@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from jsonargparse import ArgumentParser
 from lightning import LightningModule, Trainer, seed_everything
 
 from rlhf_lightning.errors import ConfigError, DataError, RunFolderError
+from rlhf_lightning.models.checkpoints import read_checkpoint
 from rlhf_lightning.modules._edges import EdgeModule
 from rlhf_lightning.modules._learning import LearningModule
 from rlhf_lightning.run_layout import newest_checkpoint, rollout_checkpoint
@@ -84,7 +84,7 @@ def checkpoint_before(run: Run, rollout: int) -> Path | None:
         RunFolderError: If there is no checkpoint at all.
     """
     own = rollout_checkpoint(run.path, rollout)
-    if own.is_file():
+    if own.exists():
         return own
     if rollout == 0:
         return None
@@ -102,7 +102,7 @@ def lay_over(module: EdgeModule, checkpoint: Path) -> int:
         DataError: If the checkpoint cannot be read, or is of another model.
     """
     try:
-        state: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        state = read_checkpoint(checkpoint)
         unknown = module.load_state_dict(state["state_dict"], strict=False).unexpected_keys
         module.restore(state["rlhf"])
     except (OSError, KeyError, RuntimeError) as error:

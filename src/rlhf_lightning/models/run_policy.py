@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 import yaml
 
 from rlhf_lightning.errors import ConfigError, RunFolderError
+from rlhf_lightning.models.checkpoints import read_checkpoint
 from rlhf_lightning.models.lora import LoRA
 from rlhf_lightning.models.prepare import trainable
 from rlhf_lightning.protocols import ModelSource
@@ -111,7 +111,7 @@ def load_policy_weights(model: PreTrainedModel, checkpoint: Path) -> None:
     Raises:
         ConfigError: If the checkpoint holds none, or they are another model's.
     """
-    states: Mapping[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    states: Mapping[str, Any] = read_checkpoint(checkpoint)["state_dict"]
     prefix = "policy."
     weights = {name.removeprefix(prefix): value for name, value in states.items() if name.startswith(prefix)}
     if not weights:

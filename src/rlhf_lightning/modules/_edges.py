@@ -28,6 +28,7 @@ from rlhf_lightning.modules._batches import EpochBatches, MicroBatch
 from rlhf_lightning.modules.optim import StepGuard, named_groups, not_finite, warm_up
 from rlhf_lightning.modules.sharing import check_ranks
 from rlhf_lightning.strategies import Sharding, sharding_of
+from rlhf_lightning.strategies.checkpoints import check_complete, check_shapes, shapes
 
 T = TypeVar("T")
 
@@ -258,7 +259,7 @@ class EdgeModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the cursor and the controllers; takes frozen weights out, whose sources stand in the configuration."""
-        frozen = self._frozen_names()
+        frozen = self.sharding.frozen_names(self)
         checkpoint["state_dict"] = {name: w for name, w in checkpoint["state_dict"].items() if name not in frozen}
         checkpoint["rlhf"] = {
             "rollout_index": self.rollout_index,
@@ -271,13 +272,11 @@ class EdgeModule(LightningModule):
         """Restores the cursor, the controllers and the kind of matrix products.
 
         Raises:
-            ConfigError: If the checkpoint is of another model, another seed, lacks weights, or holds nothing else.
+            ConfigError: If the checkpoint is of another model, another seed, has weights of other shapes, lacks some,
+                or holds nothing else.
         """
-        if self.trainer.state.fn == "fit" and "optimizer_states" not in checkpoint:
-            raise ConfigError(
-                "the checkpoint holds weights alone, so no training can go on from it: resume with last, or begin a "
-                "new run from it (policy: {name: run, path: …/best.ckpt})"
-            )
+        if self.trainer.state.fn == "fit":
+            check_complete(checkpoint)
         saved = checkpoint["rlhf"]
         for name, here in self.identity().items():
             if saved["identity"].get(name) != here:
@@ -285,9 +284,10 @@ class EdgeModule(LightningModule):
                     f"the checkpoint's {name} is {saved['identity'].get(name)!r}, but this run's is {here!r}: "
                     "resume with the configuration that the run was begun with"
                 )
-        wanted = set(self.state_dict()) - self._frozen_names()
-        if missing := sorted(wanted - set(checkpoint["state_dict"])):
-            raise ConfigError(f"the checkpoint lacks {len(missing)} of the model's weights, first {missing[0]!r}")
+        if "state_dict" in checkpoint:  # else the strategy has compared and loaded them already
+            frozen = self.sharding.frozen_names(self)
+            wanted = {name: w for name, w in self.state_dict().items() if name not in frozen}
+            check_shapes(shapes(wanted), shapes(checkpoint["state_dict"]))
         self.rollout_index = saved["rollout_index"]
         self.restore(saved)
 
@@ -296,9 +296,6 @@ class EdgeModule(LightningModule):
         set_products_kind(saved.get("products", products_kind()))
         for name, controller in self.controllers().items():
             controller.load_state_dict(saved["controllers"][name])
-
-    def _frozen_names(self) -> set[str]:
-        return {name for name, p in self.named_parameters(remove_duplicate=False) if not p.requires_grad}
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Moves the tensors of our frozen dataclasses."""

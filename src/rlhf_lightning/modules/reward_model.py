@@ -266,7 +266,13 @@ class RewardModel(EdgeModule):
     # ---- the trained model ------------------------------------------------------------------------------------------
 
     def export_reward_model(self, folder: Path) -> None:
-        """Writes what ``models.reward_folder.RewardModelFolder`` reads, adapters merged; whole or not at all."""
+        """Writes what ``models.reward_folder.RewardModelFolder`` reads, adapters merged; whole or not at all.
+
+        All ranks call it, and the first one writes.
+        """
+        model = self._whole_model()
+        if model is None:
+            return
         data = self.data
         tasks = tuple(sorted({group.group.task for group in data.held_out_groups()}))
         card = RewardCard(
@@ -274,9 +280,20 @@ class RewardModel(EdgeModule):
         )
         aside = folder.with_name(f".{folder.name}.partial")
         shutil.rmtree(aside, ignore_errors=True)
-        save_reward_model(merged_copy(self.model), self.tokenizer, card, aside)
+        save_reward_model(merged_copy(model), self.tokenizer, card, aside)
         shutil.rmtree(folder, ignore_errors=True)
         aside.rename(folder)
+
+    def _whole_model(self) -> PreTrainedModel | None:
+        """The trained model: on rank 0, and made anew where its weights are sharded; None on the others."""
+        weights = self.sharding.whole(self.model) if self.sharding.is_sharded else None
+        if ranks.rank() > 0:
+            return None
+        if weights is None:
+            return self.model
+        made = trainable_scalar(self.backbone_source.load(), lora=self.lora, gradient_checkpointing=False)
+        made.load_state_dict(weights, strict=False)  # tied weights may have one name alone
+        return made
 
 
 def _has_step_labels(group: RenderedGroup) -> bool:

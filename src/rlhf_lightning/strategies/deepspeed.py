@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -24,7 +25,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.models.checkpoints import read_plain, zero_parts
 from rlhf_lightning.models.through import through
+from rlhf_lightning.strategies.checkpoints import check_complete, check_shapes, trained_shapes, zero_shapes
 from rlhf_lightning.strategies.sharding import Sharding
 
 if TYPE_CHECKING:
@@ -66,7 +69,7 @@ class ZeRO(DeepSpeedStrategy):
             raise ConfigError(
                 f"trainer.strategy: zero{stage} needs DeepSpeed. It comes with: pip install 'rlhf-lightning[deepspeed]'"
             )
-        super().__init__(stage=stage, **kwargs)
+        super().__init__(**{"stage": stage, "exclude_frozen_parameters": True, **kwargs})
         assert isinstance(self.config, dict)
         self.config.setdefault("zero_force_ds_cpu_optimizer", False)
 
@@ -125,6 +128,31 @@ class ZeRO(DeepSpeedStrategy):
         arguments = argparse.Namespace(device_rank=number)
         made = deepspeed.initialize(args=arguments, config=config, model=model, dist_init_required=False, **parts)
         return made[0], made[1]
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """A folder of DeepSpeed's, compared with the model before. Frozen weights, which it does not hold, stay.
+
+        Raises:
+            ConfigError: If it is no such folder, of another architecture, or training cannot go on from it.
+        """
+        path = Path(self.broadcast(checkpoint_path))
+        parts = zero_parts(path)
+        if not parts:
+            raise ConfigError(
+                f"zero{self.zero_stage} cannot resume from {path}, which DeepSpeed did not write: take the strategy that "
+                "wrote it, or begin a new run from its policy (policy: {name: run, path: …})"
+            )
+        assert self.lightning_module is not None
+        held = read_plain(parts[0])
+        check_shapes(trained_shapes(self.lightning_module), zero_shapes(held))
+        if self.lightning_module.trainer.state.fn == "fit":
+            check_complete(held)
+        return super().load_checkpoint(path, weights_only)
+
+    @property
+    def zero_stage(self) -> int:
+        """2 or 3."""
+        return 3 if self.zero_stage_3 else 2
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         """Tells DeepSpeed first whether this micro-batch is its update's last."""

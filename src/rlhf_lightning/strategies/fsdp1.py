@@ -10,20 +10,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from lightning.pytorch.plugins.precision import FSDPPrecision, Precision
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
-from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision
+from torch.distributed.checkpoint.optimizer import load_sharded_optimizer_state_dict
+from torch.distributed.fsdp import (
+    FullyShardedDataParallel,
+    MixedPrecision,
+    ShardedOptimStateDictConfig,
+    ShardedStateDictConfig,
+    StateDictType,
+)
 from torch.distributed.fsdp.wrap import CustomPolicy
 from torch.optim import Optimizer
 
+from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.models.checkpoints import META, is_sharded, read_plain
 from rlhf_lightning.models.layers import decoder_layers
 from rlhf_lightning.models.through import through
 from rlhf_lightning.registry import check_choice
+from rlhf_lightning.strategies.checkpoints import check_complete, check_shapes, shapes, shard_shapes
 from rlhf_lightning.strategies.sharding import Sharding
 
 T = TypeVar("T")
@@ -93,6 +105,39 @@ class FSDP1(FSDPStrategy):
         """None unless asked for: autocast does the rest."""
         return self.mixed_precision
 
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """A folder of shards, compared with the model before. Frozen weights, which it does not hold, stay.
+
+        Raises:
+            ConfigError: If it is no such folder, of another architecture, or training cannot go on from it.
+        """
+        path = Path(self.broadcast(checkpoint_path))
+        if not is_sharded(path):
+            raise ConfigError(
+                f"fsdp1 cannot resume from {path}, which is no folder of its shards: take the strategy that wrote it, "
+                "or fsdp2, which resumes from files of any strategy"
+            )
+        assert self.lightning_module is not None and self.model is not None
+        held = read_plain(path / META)
+        if self.lightning_module.trainer.state.fn == "fit":
+            check_complete(held)
+        with _sharded(self.model):
+            self._load_shards(path, self.lightning_module.trainer.state.fn == "fit")
+        return held
+
+    def _load_shards(self, path: Path, fits: bool) -> None:
+        assert self.lightning_module is not None and self.model is not None
+        frozen = FlatShards(self).frozen_names(self.lightning_module)
+        weights = self.model.state_dict()
+        trained = {name: weight for name, weight in weights.items() if name not in frozen}
+        check_shapes(shapes(trained), shard_shapes(path))
+        dcp.load({"model": trained}, checkpoint_id=path)  # in place
+        self.model.load_state_dict(weights, strict=False)
+        for number, optimizer in enumerate(self.optimizers if fits else []):
+            key, reader = f"optimizer_{number}", dcp.FileSystemReader(path)
+            states = load_sharded_optimizer_state_dict(trained, key, reader)[key]
+            optimizer.load_state_dict(FullyShardedDataParallel.optim_state_dict_to_load(self.model, optimizer, states))
+
     def _setup_model(self, model: nn.Module) -> nn.Module:
         units = {id(unit) for root in model.models().values() for unit in (root, *decoder_layers(root))}  # type: ignore[operator]
         wrapped = self.wrap(model, lambda module: id(module) in units)
@@ -117,6 +162,12 @@ class FSDP1(FSDPStrategy):
         )
 
 
+def _sharded(model: nn.Module) -> AbstractContextManager[Any]:
+    kind = StateDictType.SHARDED_STATE_DICT
+    settings = ShardedStateDictConfig(offload_to_cpu=True), ShardedOptimStateDictConfig(offload_to_cpu=True)
+    return FullyShardedDataParallel.state_dict_type(model, kind, *settings)
+
+
 class FlatShards(Sharding):
     """Each unit's parameters are one flat tensor, of which each rank has a part; the units are wrapped by FSDP1."""
 
@@ -132,6 +183,10 @@ class FlatShards(Sharding):
         """Gathers all units, to be read alone."""
         with FullyShardedDataParallel.summon_full_params(model, writeback=False):
             yield
+
+    def frozen_names(self, module: nn.Module) -> set[str]:
+        """Without what wrapping adds to names."""
+        return {name.replace(f"{_WRAPPED}.", "") for name in super().frozen_names(module)}
 
     def forward(self, compute: Callable[[], T]) -> T:
         """Through the root's forward, unless that is on."""

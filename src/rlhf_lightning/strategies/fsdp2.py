@@ -4,16 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import torch.distributed.checkpoint as dcp
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.models.checkpoints import META, is_sharded, read_plain, zero_parts
 from rlhf_lightning.models.layers import decoder_layers
+from rlhf_lightning.strategies.checkpoints import check_complete, check_shapes, shapes, shard_shapes, trained_shapes
 from rlhf_lightning.strategies.sharding import Sharding
 
 
@@ -35,6 +46,42 @@ class FSDP2(ModelParallelStrategy):
         """All devices of all nodes are one data-parallel group."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """A file, of any strategy and number of ranks, or a folder of shards; compared with the model before.
+
+        Raises:
+            ConfigError: If it is DeepSpeed's, of another architecture, or training cannot go on from it.
+        """
+        path = Path(self.broadcast(checkpoint_path))
+        assert self.lightning_module is not None
+        fits = self.lightning_module.trainer.state.fn == "fit"
+        if zero_parts(path):
+            raise ConfigError(
+                f"fsdp2 cannot resume from {path}, a folder of DeepSpeed's: take the strategy that wrote it"
+            )
+        held = read_plain(path / META if is_sharded(path) else path)
+        if fits:
+            check_complete(held)
+        saved = shard_shapes(path) if is_sharded(path) else shapes(held["state_dict"])
+        check_shapes(trained_shapes(self.lightning_module), saved)
+        if not is_sharded(path):
+            return super().load_checkpoint(path, weights_only)
+        self._load_shards(path)
+        return held
+
+    def _load_shards(self, path: Path) -> None:
+        """As Lightning's, but frozen weights, which no checkpoint of ours holds, stay as they are."""
+        module = self.lightning_module
+        assert module is not None
+        frozen = Sharding().frozen_names(module)
+        weights = {name: weight for name, weight in get_model_state_dict(module).items() if name not in frozen}
+        dcp.load({"state_dict": weights}, checkpoint_id=path)
+        set_model_state_dict(module, weights, options=StateDictOptions(strict=False))
+        for number, optimizer in enumerate(self.optimizers):
+            states = get_optimizer_state_dict(module, optimizer)
+            dcp.load({f"optimizer_{number}": states}, checkpoint_id=path)
+            set_optimizer_state_dict(module, optimizer, states)
 
 
 class FullySharded(Sharding):

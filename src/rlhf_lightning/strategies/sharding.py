@@ -78,3 +78,7 @@ class Sharding:
     def load(self, module: nn.Module, weights: Mapping[str, Tensor]) -> None:
         """Puts whole weights by name into a module; those that are not named stay."""
         module.load_state_dict(weights, strict=False)
+
+    def frozen_names(self, module: nn.Module) -> set[str]:
+        """The parameters that don't train, by the names that they have in checkpoints."""
+        return {name for name, p in module.named_parameters(remove_duplicate=False) if not p.requires_grad}

@@ -1,0 +1,109 @@
+"""Checkpoints on disk, files or folders of shards: written whole or not at all, named, removed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from lightning import Trainer
+
+from rlhf_lightning.errors import RunFolderError
+
+_OF_WRITING = ("PytorchStreamWriter", "inline_container")
+"""What PyTorch's errors name where a write has failed; it keeps no OSError."""
+
+
+def write_checkpoint(trainer: Trainer, target: Path, *, weights_only: bool) -> None:
+    """Writes aside and renames, so a kill at any moment leaves what was there before. All ranks call it.
+
+    Args:
+        trainer: Its strategy says whether a checkpoint is a file or a folder.
+        target: The checkpoint.
+        weights_only: Leave out the optimizer and the loops.
+
+    Raises:
+        RunFolderError: If it cannot be written, the disk being full for example. What was there before stays.
+    """
+    aside = target.with_name(f".{target.name}.partial")
+    if trainer.is_global_zero:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remove(aside)
+    trainer.strategy.barrier("aside is free")
+    try:
+        trainer.save_checkpoint(aside, weights_only)  # ends when every rank has written
+    except BaseException as error:
+        if (reason := _why(error)) is None:
+            raise
+        remove(aside)
+        raise _unwritten(target, reason) from error
+    if trainer.is_global_zero:
+        _put(aside, target)
+    trainer.strategy.barrier("checkpoint is there")
+
+
+def name_also(checkpoint: Path, name: Path) -> None:
+    """Gives a checkpoint a second name in its folder; what had that name before keeps its others, if it has any.
+
+    A file's is a link of its own, which outlives the first name; a folder's is a relative symbolic link.
+    """
+    aside = name.with_name(f".{name.name}.partial")
+    remove(aside)
+    own = checkpoint.resolve()
+    if own.is_dir():
+        aside.symlink_to(own.name, target_is_directory=True)
+    else:
+        os.link(own, aside)
+    aside.replace(name)
+
+
+def named(folder: Path) -> set[Path]:
+    """The checkpoints in a folder that have a second name there, where that is a symbolic link."""
+    return {path.resolve() for path in folder.glob("*.ckpt") if path.is_symlink()}
+
+
+def remove(checkpoint: Path) -> None:
+    """Removes a file, a folder or a second name, if there is one."""
+    if checkpoint.is_dir() and not checkpoint.is_symlink():
+        shutil.rmtree(checkpoint)
+    else:
+        checkpoint.unlink(missing_ok=True)
+
+
+def _put(aside: Path, target: Path) -> None:
+    """A file takes another's place at once; a folder can only be renamed to where nothing is."""
+    if not target.exists() or (target.is_file() and aside.is_file()):
+        aside.replace(target)
+        return
+    old = target.with_name(f".{target.name}.old")
+    remove(old)
+    target.rename(old)
+    aside.rename(target)
+    remove(old)
+
+
+def _why(error: BaseException) -> str | None:
+    """What the system said of a write that failed; None if the error is another one."""
+    for cause in _causes(error):
+        if isinstance(cause, OSError):
+            return cause.strerror or str(cause)
+        if isinstance(cause, RuntimeError) and any(name in str(cause) for name in _OF_WRITING):
+            return str(cause).splitlines()[0]
+    return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what it came of, also on other ranks, as distributed checkpoints tell it."""
+    while error is not None:
+        yield error
+        yield from (failure[0] for failure in getattr(error, "failures", {}).values())
+        error = error.__cause__ or error.__context__
+
+
+def _unwritten(target: Path, reason: str) -> RunFolderError:
+    free = shutil.disk_usage(target.parent).free / 2**20
+    return RunFolderError(
+        f"checkpoint {target} cannot be written: {reason} ({free:,.0f} MiB free there). The one before it is whole: "
+        "make room, then go on with --ckpt_path last, or keep fewer checkpoints (RolloutCheckpoint: keep)"
+    )
