@@ -20,7 +20,7 @@ OWN = 0.0
 """Most that a weight may differ by where a strategy resumes from its own: not at all."""
 
 ACROSS = 2e-5
-"""And from another's: a fiftieth of one step of Adam at the learning rate of these runs, 1e-3, as between strategies."""
+"""And from another's: a fiftieth of a step of Adam at the learning rate of these runs, 1e-3."""
 
 RUN: dict[str, Any] = {"kind": "grpo", "epochs": 2, "save": True, "max_grad_norm": 0.5}
 STRATEGIES: dict[str, dict[str, Any]] = {

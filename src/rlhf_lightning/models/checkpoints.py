@@ -81,7 +81,7 @@ def _of_shards(checkpoint: Path) -> dict[str, Tensor]:
 def _of_zero(checkpoint: Path) -> dict[str, Tensor]:
     if find_spec("deepspeed") is None:
         raise ConfigError(
-            f"{checkpoint} was written by DeepSpeed, which is needed to read it: pip install 'rlhf-lightning[deepspeed]'"
+            f"{checkpoint} was written by DeepSpeed, which reads it too: pip install 'rlhf-lightning[deepspeed]'"
         )
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 

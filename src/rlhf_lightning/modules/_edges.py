@@ -28,7 +28,7 @@ from rlhf_lightning.modules._batches import EpochBatches, MicroBatch
 from rlhf_lightning.modules.optim import StepGuard, named_groups, not_finite, warm_up
 from rlhf_lightning.modules.sharing import check_ranks
 from rlhf_lightning.strategies import Sharding, sharding_of
-from rlhf_lightning.strategies.checkpoints import check_complete, check_shapes, shapes
+from rlhf_lightning.strategies.checkpoints import check_complete, check_identity, check_shapes, shapes
 
 T = TypeVar("T")
 
@@ -278,12 +278,7 @@ class EdgeModule(LightningModule):
         if self.trainer.state.fn == "fit":
             check_complete(checkpoint)
         saved = checkpoint["rlhf"]
-        for name, here in self.identity().items():
-            if saved["identity"].get(name) != here:
-                raise ConfigError(
-                    f"the checkpoint's {name} is {saved['identity'].get(name)!r}, but this run's is {here!r}: "
-                    "resume with the configuration that the run was begun with"
-                )
+        check_identity(self.identity(), saved["identity"])
         if "state_dict" in checkpoint:  # else the strategy has compared and loaded them already
             frozen = self.sharding.frozen_names(self)
             wanted = {name: w for name, w in self.state_dict().items() if name not in frozen}
