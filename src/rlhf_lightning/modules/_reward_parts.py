@@ -1,12 +1,13 @@
-"""The parts of the reward model's loss, and the samples worth reading."""
+"""The parts of the reward model's loss, the samples worth reading, and settings that cannot be."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
+from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.reward_loss import centering_loss, correctness_loss, preference_loss
 from rlhf_lightning.reward_types import RenderedGroup, ResponseScore, RewardBatch
 
@@ -50,3 +51,28 @@ def samples_of(groups: Sequence[RenderedGroup], scores: Sequence[Sequence[Respon
         for rendered, own in zip(groups, scores, strict=False)
         for response, score in zip(rendered.group.responses, own, strict=True)
     ]
+
+
+def check_sizes(**sizes: int) -> None:
+    """Sizes are at least 1.
+
+    Raises:
+        ConfigError: Naming the one that is not.
+    """
+    for name, value in sizes.items():
+        if value < 1:
+            raise ConfigError(f"{name} must be at least 1, got {value}")
+
+
+def check_weights(correctness: float, preference: float, centering: float, tasks: Mapping[str, float]) -> None:
+    """Weights are not negative, and something is learnt.
+
+    Raises:
+        ConfigError: Naming the one that is not to be.
+    """
+    given = {"correctness_weight": correctness, "preference_weight": preference, "centering": centering}
+    for name, value in {**given, **{f"task_weights.{task}": weight for task, weight in tasks.items()}}.items():
+        if not value >= 0:
+            raise ConfigError(f"{name} must be 0 or more, got {value}")
+    if correctness == preference == 0:
+        raise ConfigError("correctness_weight and preference_weight are both 0: nothing would be learnt")

@@ -30,6 +30,20 @@ def check_complete(checkpoint: Mapping[str, Any]) -> None:
         )
 
 
+def check_identity(here: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    """Makes sure that a checkpoint is of this run: its models' sources, its seed.
+
+    Raises:
+        ConfigError: Naming what differs.
+    """
+    for name, own in here.items():
+        if saved.get(name) != own:
+            raise ConfigError(
+                f"the checkpoint's {name} is {saved.get(name)!r}, but this run's is {own!r}: "
+                "resume with the configuration that the run was begun with"
+            )
+
+
 def check_shapes(wanted: Shapes, saved: Shapes) -> None:
     """Makes sure that a checkpoint is of this model.
 
