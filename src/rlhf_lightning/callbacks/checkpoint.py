@@ -53,7 +53,7 @@ class RolloutCheckpoint(Checkpoint):
     def save(self, trainer: Trainer, done: int) -> None:
         """Writes the checkpoint, moves ``last.ckpt`` on, and only then removes what is too old. All ranks call it."""
         target = self.after(done)
-        write_checkpoint(trainer, target, weights_only=False)  # the optimizer and the cursor too
+        write_checkpoint(trainer, target, resumable=True)  # the optimizer and the cursor too
         if trainer.is_global_zero:
             name_also(target, self.last)
             self._remove_old()

@@ -15,13 +15,13 @@ _OF_WRITING = ("PytorchStreamWriter", "inline_container")
 """What PyTorch's errors name where a write has failed; it keeps no OSError."""
 
 
-def write_checkpoint(trainer: Trainer, target: Path, *, weights_only: bool) -> None:
+def write_checkpoint(trainer: Trainer, target: Path, *, resumable: bool) -> None:
     """Writes aside and renames, so a kill at any moment leaves what was there before. All ranks call it.
 
     Args:
         trainer: Its strategy says whether a checkpoint is a file or a folder.
         target: The checkpoint.
-        weights_only: Leave out the optimizer and the loops.
+        resumable: Also keep the optimizer and the loops, not the weights alone.
 
     Raises:
         RunFolderError: If it cannot be written, the disk being full for example. What was there before stays.
@@ -32,7 +32,7 @@ def write_checkpoint(trainer: Trainer, target: Path, *, weights_only: bool) -> N
         remove(aside)
     trainer.strategy.barrier("aside is free")
     try:
-        trainer.save_checkpoint(aside, weights_only)  # ends when every rank has written
+        trainer.save_checkpoint(aside, not resumable)  # ends when every rank has written
     except BaseException as error:
         if (reason := _why(error)) is None:
             raise

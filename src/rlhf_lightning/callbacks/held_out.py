@@ -122,7 +122,7 @@ class HeldOutEval(Callback):
         if self.best is not None and not value > self.best[0]:
             return
         self.best = (value, module.rollout_index)
-        write_checkpoint(trainer, _checkpoints(trainer) / BEST_CHECKPOINT, weights_only=True)
+        write_checkpoint(trainer, _checkpoints(trainer) / BEST_CHECKPOINT, resumable=False)
 
 
 def _checkpoints(trainer: Trainer) -> Path:
