@@ -22,6 +22,7 @@ from rlhf_lightning.devices import to_device
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.events import Events
 from rlhf_lightning.functional._products import products_kind, set_products_kind
+from rlhf_lightning.holdings import Holdings
 from rlhf_lightning.metrics import Means
 from rlhf_lightning.models.cpu_memory import keep_freed_memory
 from rlhf_lightning.modules._batches import EpochBatches, MicroBatch
@@ -101,6 +102,10 @@ class EdgeModule(LightningModule):
     @abstractmethod
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must agree on with the run that resumes it."""
+
+    @abstractmethod
+    def holdings(self) -> Holdings:
+        """What the run holds and computes in each process, for a plan; from the arguments alone."""
 
     @property
     @abstractmethod

@@ -15,6 +15,7 @@ from torch import Tensor
 from rlhf_lightning import ranks
 from rlhf_lightning.data.reward_batches import Supervision, reward_updates
 from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.holdings import HeldModel, Holdings, Updates
 from rlhf_lightning.metrics.reward import RewardMetrics
 from rlhf_lightning.models.lora import LoRA, merged_copy
 from rlhf_lightning.models.packed import check_packable
@@ -188,6 +189,12 @@ class RewardModel(EdgeModule):
     def models(self) -> dict[str, torch.nn.Module]:
         """Backbone and head."""
         return {"reward model": self.model}
+
+    def holdings(self) -> Holdings:
+        """The model alone."""
+        held = HeldModel("reward model", self.backbone_source, trained=True, scalar=True, lora=self.lora)
+        sizes = (self._updates, self.batch_size, 1, self.token_budget)
+        return Holdings((held,), Updates(*sizes, checkpointing=self.gradient_checkpointing))
 
     def parameter_groups(self) -> dict[str, Iterable[torch.nn.Parameter]]:
         """The backbone's parameters, and the head's."""
