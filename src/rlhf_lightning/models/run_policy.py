@@ -48,6 +48,11 @@ class RunPolicy(ModelSource):
         self.source, self._lora = policy_of(self.folder / CONFIG_FILE)
 
     @property
+    def dtype(self) -> str:
+        """Type that the weights of what the run started from are loaded in."""
+        return str(getattr(self.source, "dtype", "float32"))
+
+    @property
     def place(self) -> str:
         """The run's folder."""
         return str(self.folder)

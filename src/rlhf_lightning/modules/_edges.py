@@ -107,6 +107,10 @@ class EdgeModule(LightningModule):
     def holdings(self) -> Holdings:
         """What the run holds and computes in each process, for a plan; from the arguments alone."""
 
+    @abstractmethod
+    def typical_lengths(self, data: Any) -> tuple[float, float]:
+        """Mean tokens of a prompt, and of a response, in the first update; after the preflight."""
+
     @property
     @abstractmethod
     def smallest_update(self) -> int:

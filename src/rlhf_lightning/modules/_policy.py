@@ -191,6 +191,11 @@ class PolicyModule(ReferredModule):
         models, forwards = (*self.held_models(), *scorers), (*scored, *self.forwards())
         return Holdings(models, updates, forwards, self.sampler.decoding(), True, self.sampler.exact)
 
+    def typical_lengths(self, data: PromptData) -> tuple[float, float]:
+        """The first rollout's prompts, and the longest response that is allowed."""
+        prompts = data.train_prompts(0, self.plan.prompts_per_rollout)
+        return sum(len(prompt.tokens) for prompt in prompts) / len(prompts), float(self.sampler.params.max_new_tokens)
+
     def configure_model(self) -> None:
         """Loads policy and reference, and connects the parts."""
         if self.policy is not None:

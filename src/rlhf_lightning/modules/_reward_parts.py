@@ -50,3 +50,28 @@ def samples_of(groups: Sequence[RenderedGroup], scores: Sequence[Sequence[Respon
         for rendered, own in zip(groups, scores, strict=False)
         for response, score in zip(rendered.group.responses, own, strict=True)
     ]
+
+
+def check_sizes(**sizes: int) -> None:
+    """Refuses sizes below 1.
+
+    Raises:
+        ConfigError: Naming the first.
+    """
+    for name, value in sizes.items():
+        if value < 1:
+            raise ConfigError(f"{name} must be at least 1, got {value}")
+
+
+def check_weights(correctness: float, preference: float, centering: float, tasks: Mapping[str, float]) -> None:
+    """Refuses negative weights, and weights with which nothing would be learnt.
+
+    Raises:
+        ConfigError: Naming the weight.
+    """
+    given = {"correctness_weight": correctness, "preference_weight": preference, "centering": centering}
+    for name, value in {**given, **{f"task_weights.{task}": weight for task, weight in tasks.items()}}.items():
+        if not value >= 0:
+            raise ConfigError(f"{name} must be 0 or more, got {value}")
+    if correctness == preference == 0:
+        raise ConfigError("correctness_weight and preference_weight are both 0: nothing would be learnt")

@@ -24,7 +24,7 @@ from rlhf_lightning.models.reward_folder import RewardCard, save_reward_model, w
 from rlhf_lightning.models.scalar import packed_scalars, scalar_head, scalar_model
 from rlhf_lightning.models.scoring import score_groups
 from rlhf_lightning.modules._edges import EdgeModule
-from rlhf_lightning.modules._reward_parts import loss_parts, samples_of
+from rlhf_lightning.modules._reward_parts import check_sizes, check_weights, loss_parts, samples_of
 from rlhf_lightning.modules.sharing import own_batches
 from rlhf_lightning.protocols import ModelSource
 from rlhf_lightning.registry import check_choice
@@ -102,8 +102,8 @@ class RewardModel(EdgeModule):
         super().__init__(optimizer, warmup_updates, max_grad_norm, seed)
         check_choice(supervision, ("outcome", "process"), "supervision")
         check_choice(average, ("places", "responses"), "average")
-        _check_sizes(batch_size=batch_size, updates_per_epoch=updates_per_epoch, token_budget=token_budget)
-        _check_weights(correctness_weight, preference_weight, centering, task_weights or {})
+        check_sizes(batch_size=batch_size, updates_per_epoch=updates_per_epoch, token_budget=token_budget)
+        check_weights(correctness_weight, preference_weight, centering, task_weights or {})
         self.backbone_source, self.supervision = with_head(backbone), supervision
         self.batch_size, self._updates, self.token_budget = batch_size, updates_per_epoch, token_budget
         self.centering, self.head_lr = centering, head_lr
@@ -196,6 +196,12 @@ class RewardModel(EdgeModule):
         sizes = (self._updates, self.batch_size, 1, self.token_budget)
         return Holdings((held,), Updates(*sizes, checkpointing=self.gradient_checkpointing))
 
+    def typical_lengths(self, data: RewardData) -> tuple[float, float]:
+        """A group counts as one: its prompt and all its responses together."""
+        groups = data.train_groups(0, self.batch_size)
+        tokens = sum(len(group.prompt) + sum(map(len, group.responses)) for group in groups)
+        return 0.0, tokens / len(groups)
+
     def parameter_groups(self) -> dict[str, Iterable[torch.nn.Parameter]]:
         """The backbone's parameters, and the head's."""
         return {"backbone": self.model.base_model.parameters(), "head": scalar_head(self.model).parameters()}
@@ -280,18 +286,3 @@ class RewardModel(EdgeModule):
 
 def _has_step_labels(group: RenderedGroup) -> bool:
     return any(step.label is not None for response in group.group.responses for step in response.steps)
-
-
-def _check_sizes(**sizes: int) -> None:
-    for name, value in sizes.items():
-        if value < 1:
-            raise ConfigError(f"{name} must be at least 1, got {value}")
-
-
-def _check_weights(correctness: float, preference: float, centering: float, tasks: Mapping[str, float]) -> None:
-    given = {"correctness_weight": correctness, "preference_weight": preference, "centering": centering}
-    for name, value in {**given, **{f"task_weights.{task}": weight for task, weight in tasks.items()}}.items():
-        if not value >= 0:
-            raise ConfigError(f"{name} must be 0 or more, got {value}")
-    if correctness == preference == 0:
-        raise ConfigError("correctness_weight and preference_weight are both 0: nothing would be learnt")

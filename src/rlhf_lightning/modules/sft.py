@@ -123,6 +123,12 @@ class SFTModule(GeneratingModule):
         updates = Updates(self._updates, self.batch_size, 1, self.token_budget, 1, chunk, checkpointing)
         return Holdings(self.held_models(), updates, decoding=self.sampler.decoding())
 
+    def typical_lengths(self, data: DemonstrationData) -> tuple[float, float]:
+        """Of the first update's demonstrations."""
+        examples = data.train_examples(0, self.batch_size)
+        prompts, responses = (sum(map(len, part)) for part in zip(*((p.tokens, t) for p, t in examples), strict=True))
+        return prompts / len(examples), responses / len(examples)
+
     @property
     def data(self) -> DemonstrationData:
         """The run's demonstrations."""
