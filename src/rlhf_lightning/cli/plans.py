@@ -105,14 +105,16 @@ def lengths_in(module: EdgeModule, data: Mapping[str, Any] | None) -> Lengths:
 
 def lengths_of(module: EdgeModule, data: Any) -> Lengths:
     """Of the data, after the preflight; responses that are drawn count at their longest."""
-    prompt, response = (max(round(tokens), least) for tokens, least in zip(module.typical_lengths(data), (0, 1), strict=True))
+    prompt, response = (
+        max(round(tokens), least) for tokens, least in zip(module.typical_lengths(data), (0, 1), strict=True)
+    )
     return Lengths(prompt, response)
 
 
 def trainer_setting(trainer: Mapping[str, Any], machine: Machine, lengths: Lengths) -> Setting:
     """What the trainer's arguments say of a plan."""
     devices, nodes = trainer.get("devices"), int(trainer.get("num_nodes") or 1)
-    per_node = int(devices) if isinstance(devices, int) or str(devices).isdigit() else 1
+    per_node = int(str(devices)) if str(devices).isdigit() else 1
     callbacks = trainer.get("callbacks") or []
     paths = [str(c.get("class_path")) for c in (callbacks if isinstance(callbacks, list) else [callbacks])]
     strategy = trainer.get("strategy")

@@ -1,4 +1,4 @@
-"""A model that is not on this machine (yet), known by its place alone: enough to plan with, once its sizes are stated."""
+"""A model that is not on this machine, known by its place alone: enough to plan with where its sizes are stated."""
 
 from __future__ import annotations
 

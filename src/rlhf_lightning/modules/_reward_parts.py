@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
+from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.reward_loss import centering_loss, correctness_loss, preference_loss
 from rlhf_lightning.reward_types import RenderedGroup, ResponseScore, RewardBatch
 

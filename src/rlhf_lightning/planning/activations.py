@@ -15,12 +15,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rlhf_lightning.planning.job import Job, Model
+from rlhf_lightning.planning.job import FLOAT32, Job, Model
 
 FEW_LOGITS = 1 << 22
 """Logits that are held whatever their number of rows (``models.packed.FEW_LOGITS``)."""
-
-FLOAT32 = 4
 
 
 @dataclass(frozen=True)
@@ -110,7 +108,9 @@ def _plain(job: Job, model: Model) -> Activations:
     if job.autocast:
         stream = max(stream, FLOAT32)
     norms = s.norms * s.hidden * (FLOAT32 + stream)
-    inputs = compute * sum(inputs for inputs, _ in s.linears) if job.autocast else compute * (s.queries + s.intermediate)
+    inputs = (
+        compute * sum(inputs for inputs, _ in s.linears) if job.autocast else compute * (s.queries + s.intermediate)
+    )
     attention = compute * (2 * s.queries + _repeated(job, model)) + FLOAT32 * s.heads
     if job.on_cpu and compute < FLOAT32:  # by products, which keep each query's weights
         attention += compute * 2 * s.heads * (job.lengths.prompt + job.lengths.response)

@@ -8,6 +8,8 @@ from rlhf_lightning.holdings import Decoding, Forward, Updates
 from rlhf_lightning.planning.shapes import Shape
 from rlhf_lightning.planning.sharding import Rule
 
+FLOAT32 = 4
+
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 """Of a number, by the name of its type."""
 

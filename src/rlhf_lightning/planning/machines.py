@@ -91,7 +91,18 @@ def _limit(file: str) -> float | None:
     return float(text) if text.isdigit() else None
 
 
-_UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "p": 1e15, "ki": 2.0**10, "mi": 2.0**20, "gi": 2.0**30, "ti": 2.0**40}
+_UNITS = {
+    "": 1.0,
+    "k": 1e3,
+    "m": 1e6,
+    "g": 1e9,
+    "t": 1e12,
+    "p": 1e15,
+    "ki": 2.0**10,
+    "mi": 2.0**20,
+    "gi": 2.0**30,
+    "ti": 2.0**40,
+}
 _QUANTITY = re.compile(r"^\s*([0-9.]+(?:e[+-]?\d+)?)\s*([kmgtp]i?)?(?:b|flops?|flop/s)?(?:/s)?\s*$", re.IGNORECASE)
 
 

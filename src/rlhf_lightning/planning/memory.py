@@ -8,14 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from rlhf_lightning.planning.activations import FLOAT32, activations, in_backward, kept, logits, selected
-from rlhf_lightning.planning.job import BYTES, Job, Model
-
-CACHE_BLOCK = 128
-"""Columns that the fused decoder's cache grows by."""
-
-SAMPLING_COPIES = 4
-"""Float32 numbers a logit while a token is drawn: logits, probabilities, their sum, and one on the way."""
+from rlhf_lightning.planning.activations import activations, in_backward, kept, logits, selected
+from rlhf_lightning.planning.job import Job, Model
+from rlhf_lightning.planning.sampling import cache_bytes, decoder_weights, largest, reordering, sampling
+from rlhf_lightning.planning.standing import gradients, on_host, standing, state_width, trained_width
 
 
 @dataclass(frozen=True)
@@ -58,77 +54,18 @@ def peak(job: Job) -> Phase:
     return max(phases(job), key=lambda phase: phase.total)
 
 
-# ---- what stands ----------------------------------------------------------------------------------------------------
-
-
-def weights(job: Job) -> dict[str, float]:
-    """Bytes of each model's weights on a device."""
-    at_home = 0.0 if job.rule.host_weights and not job.on_cpu else 1.0
-    return {f"weights: {model.role}": at_home * _weights(job, model) for model in job.models if _weights(job, model)}
-
-
-def gradients(job: Job) -> dict[str, float]:
-    """Bytes of gradients, and of what a strategy keeps beside them."""
-    found = sum(model.learnt * _trained_width(job, model) for model in job.trained)
-    at_home = 0.0 if job.rule.host_states and not job.on_cpu else 1.0
-    buckets = min(float(job.rule.buckets), 2.0 * sum(model.learnt for model in job.trained)) * (job.autocast or FLOAT32)
-    copies = found * job.rule.gradient_copies * (job.devices > 1)
-    parts = {"gradients": at_home * found * job.share(job.rule.gradients), "communication buffers": copies + buckets}
-    return {name: size for name, size in parts.items() if size}
-
-
-def states(job: Job) -> dict[str, float]:
-    """Bytes of optimizer states, and of the float32 weights that an engine keeps beside narrow ones."""
-    share = job.share(job.rule.states)
-    of_adam = share * sum(model.learnt * job.optimizer.states * _state_width(job, model) for model in job.trained)
-    masters = share * sum(model.learnt * FLOAT32 for model in job.trained) if _keeps_masters(job) else 0.0
-    return {name: size for name, size in {"optimizer states": of_adam, "master weights": masters}.items() if size}
-
-
-def _weights(job: Job, model: Model) -> float:
-    shared = model.weights_of is not None and not job.rule.weights
-    own = model.adapters + (0 if shared else model.base)
-    return own * job.width(model) * job.share(job.rule.weights)
-
-
-def _standing(job: Job, *, trained: bool = True) -> dict[str, float]:
-    """What every phase holds; before the first update neither gradients nor states."""
-    parts = {"framework": job.framework, **weights(job)}
-    if not trained:
-        return parts
-    on_device = {} if job.rule.host_states and not job.on_cpu else states(job)
-    return {**parts, **on_device, **gradients(job), **_engine_awake(job)}
-
-
-def _host(job: Job) -> dict[str, float]:
-    """What lives in a machine's memory: nothing more where the device is the CPU itself."""
-    if job.on_cpu:
-        return {}
-    ranks = min(job.devices, job.per_node)
-    parts = {"framework": job.framework}
-    if job.rule.host_states:
-        moved = sum(model.learnt * FLOAT32 for model in job.trained) * job.share(job.rule.gradients)
-        parts |= {**states(job), "gradients": moved}
-    if job.rule.host_weights:
-        parts["weights"] = sum(_weights(job, model) for model in job.models)
-    return {name: ranks * size for name, size in parts.items()}
-
-
-# ---- phases ---------------------------------------------------------------------------------------------------------
-
-
 def _loads(job: Job) -> list[Phase]:
     """Loading: each rank reads whole models into the host's memory; a scorer's comes to the device whole as well."""
     ranks = min(job.devices, job.per_node)
     whole = {
         f"whole: {m.role}": float(ranks * m.base * m.width) for m in job.models if not (m.whole_first or m.weights_of)
     }
-    made = [] if job.on_cpu else [Phase("load", {}, {**_host(job), **whole})]
+    made = [] if job.on_cpu else [Phase("load", {}, {**on_host(job), **whole})]
     for model in job.models:
         if model.whole_first and job.rule.weights:
-            parts = _standing(job, trained=False) | _decoder(job)
+            parts = standing(job, trained=False) | decoder_weights(job)
             size = model.base * model.width
-            host = {} if job.on_cpu else {**_host(job), f"whole: {model.role}": float(ranks * size)}
+            host = {} if job.on_cpu else {**on_host(job), f"whole: {model.role}": float(ranks * size)}
             made.append(Phase(f"load {model.role}", {**parts, f"whole: {model.role}": float(size)}, host))
     return made
 
@@ -138,11 +75,11 @@ def _draws(job: Job) -> list[Phase]:
     if job.decoding is None or not (job.draws or job.evaluates):
         return []
     name = "rollout" if job.draws else "evaluation"
-    standing = _standing(job)
-    sync = {**standing, **_decoder(job), "gathered weights": _gathered_for_sync(job), "sync": _reordering(job)}
-    sampling = {**standing, **_decoder(job), **_sampling(job)}
-    made = [Phase("sync", _some(sync), _host(job))] if sync["gathered weights"] else []
-    return [*made, Phase(name, _some(sampling), _host(job))]
+    held = standing(job) | decoder_weights(job, evaluating=True)
+    gathered = _gathered_for_sync(job)
+    sync = Phase("sync", _some({**held, "gathered weights": gathered, "sync": reordering(job)}), on_host(job))
+    drawing = Phase(name, _some({**held, **sampling(job)}), on_host(job))
+    return [sync, drawing] if gathered else [drawing]
 
 
 def _passes(job: Job) -> list[tuple[str, str, bool]]:
@@ -159,7 +96,7 @@ def _forward(job: Job, name: str, model: Model, with_logits: bool) -> Phase:
         "activations": tokens * each.forward,
         "logits": logits(job, model, tokens) if with_logits else 0.0,
     }
-    return Phase(name, _some({**_standing(job), **_decoder(job), **own}), _host(job))
+    return Phase(name, _some({**standing(job), **decoder_weights(job), **own}), on_host(job))
 
 
 def _update(job: Job) -> Phase:
@@ -173,7 +110,7 @@ def _update(job: Job) -> Phase:
         "logits and backward": _on_the_way(job, activations_kept),
         "kept from the rollout": _kept_from_rollout(job),
     }
-    return Phase("update", _some({**_standing(job), **own}), _host(job))
+    return Phase("update", _some({**standing(job), **own}), on_host(job))
 
 
 def _on_the_way(job: Job, activations_kept: float) -> float:
@@ -199,16 +136,16 @@ def _kept_from_rollout(job: Job) -> float:
     """
     if not job.on_cpu or job.decoding is None or not job.draws:
         return 0.0
-    return sum(_decoder(job).values()) + cache_bytes(job)
+    return sum(decoder_weights(job).values()) + cache_bytes(job)
 
 
 def _step(job: Job) -> Phase:
     """The optimizer's step."""
-    learnt = sum(model.learnt * _state_width(job, model) for model in job.trained) * job.share(job.rule.states)
-    largest = max(_largest(model) * _state_width(job, model) for model in job.trained)
-    made = learnt * job.optimizer.whole_temporaries + largest * job.optimizer.single_temporaries
+    learnt = sum(model.learnt * state_width(job, model) for model in job.trained) * job.share(job.rule.states)
+    matrix = max(largest(model) * state_width(job, model) for model in job.trained)
+    made = learnt * job.optimizer.whole_temporaries + matrix * job.optimizer.single_temporaries
     on_device = {} if job.rule.host_states and not job.on_cpu else {"optimizer's temporaries": made}
-    return Phase("optimizer step", _some({**_standing(job), **on_device}), _host(job))
+    return Phase("optimizer step", _some({**standing(job), **on_device}), on_host(job))
 
 
 def _save(job: Job, before: float) -> Phase:
@@ -217,80 +154,10 @@ def _save(job: Job, before: float) -> Phase:
     On CPU it stands on top of the peak before it: freed memory stays with the process (``models.cpu_memory``), in
     pieces between what lives on, and one block of the whole file fits in none of them.
     """
-    size = sum(m.learnt * (_trained_width(job, m) + job.optimizer.states * _state_width(job, m)) for m in job.trained)
+    size = sum(m.learnt * (trained_width(job, m) + job.optimizer.states * state_width(job, m)) for m in job.trained)
     if job.on_cpu:
         return Phase("checkpoint", {"held or kept from the peak before": before, "checkpoint file": size})
-    return Phase("checkpoint", _some(_standing(job)), {**_host(job), "checkpoint file": size})
-
-
-# ---- parts of phases ------------------------------------------------------------------------------------------------
-
-
-def _decoder(job: Job) -> dict[str, float]:
-    """The sampler's own weights: a copy in its type, or an engine's share."""
-    if job.decoding is None or not job.draws or job.decoding.reserved:
-        return {}
-    size = decoder_width(job)
-    shape = job.policy.shape
-    copied = _fused(job) or size != job.width(job.policy) or job.rule.weights
-    head_too = shape.embedding if _fused(job) and not shape.head else 0
-    return {"decoder's weights": float((shape.parameters + head_too) * size)} if copied else {}
-
-
-def decoder_width(job: Job) -> int:
-    """Bytes of a weight that the sampler computes with."""
-    asked = None if job.decoding is None else job.decoding.dtype
-    return BYTES[asked] if asked else job.width(job.policy)
-
-
-def cache_bytes(job: Job) -> float:
-    """Keys and values of a full batch."""
-    if job.decoding is None:
-        return 0.0
-    shape, rows = job.policy.shape, sequences(job)
-    response = min(job.lengths.response, job.decoding.max_new_tokens)
-    room = response if response <= CACHE_BLOCK else -(-response // CACHE_BLOCK) * CACHE_BLOCK
-    if _fused(job):
-        prompts, width = max(1.0, rows / job.updates.samples), FLOAT32 if job.on_cpu else decoder_width(job)
-        columns = prompts * job.lengths.prompt + rows * room
-    else:
-        columns, width = rows * (job.lengths.prompt + room), decoder_width(job)
-    whole = 2 * shape.layers * shape.keys * width * columns
-    return whole * (1 + 1 / shape.layers)  # a layer that grows or is compacted exists twice
-
-
-def sequences(job: Job) -> float:
-    """Sequences decoded at once on a device."""
-    if job.decoding is None:
-        return 0.0
-    drawn = job.updates.prompts * job.updates.per_epoch * job.updates.samples / job.devices
-    return max(1.0, min(job.decoding.batch_size, drawn if job.draws else job.decoding.batch_size))
-
-
-def _sampling(job: Job) -> dict[str, float]:
-    assert job.decoding is not None
-    shape, rows = job.policy.shape, sequences(job)
-    if job.decoding.reserved:
-        return {"engine's share": job.decoding.reserved * job.memory}
-    read = job.lengths.prompt * max(1.0, rows / job.updates.samples)
-    prefill = read * (3 * shape.intermediate + 4 * shape.hidden) * decoder_width(job)
-    drawing = rows * shape.vocabulary * FLOAT32 * SAMPLING_COPIES
-    return {"keys and values": cache_bytes(job), "prefill or drawing": max(prefill, drawing)}
-
-
-def _fused(job: Job) -> bool:
-    return job.decoding is not None and job.decoding.decoder != "hf" and job.policy.shape.fused_decoder
-
-
-def _engine_awake(job: Job) -> dict[str, float]:
-    """What an engine keeps through training, where it does not sleep."""
-    awake = job.decoding is not None and job.decoding.reserved and not job.decoding.sleeps
-    return _sampling(job) if awake else {}
-
-
-def _reordering(job: Job) -> float:
-    """The largest matrix exists twice while it is laid out for the decoder."""
-    return float(max(_largest(job.policy), 1) * decoder_width(job)) if _fused(job) else 0.0
+    return Phase("checkpoint", _some(standing(job)), {**on_host(job), "checkpoint file": size})
 
 
 def _gathered_for_sync(job: Job) -> float:
@@ -302,7 +169,7 @@ def _gathered_for_sync(job: Job) -> float:
 
 
 def _gathered(job: Job, model: Model) -> float:
-    """A layer at work and the next one on its way, and what is outside the layers; with its gradient where it trains."""
+    """A layer at work, the next one on its way, and what is outside the layers; with gradients where it trains."""
     if not job.rule.weights:
         return 0.0
     live = min(job.rule.live, model.base) if job.rule.live else 2 * model.shape.per_layer + model.outer
@@ -316,7 +183,7 @@ def _casts(job: Job) -> bool:
 
 
 def _cast_copies(job: Job, model: Model) -> float:
-    """Autocast's copies of weights: trained ones stay until the forward pass ends, all of a layer until its backward."""
+    """Autocast's copies: of trained weights until the forward pass ends, of a layer's until its backward."""
     if not _casts(job) or job.autocast >= job.width(model):
         return 0.0
     stays = model.whole or not job.updates.checkpointing
@@ -325,31 +192,14 @@ def _cast_copies(job: Job, model: Model) -> float:
 
 def _head_gradients(job: Job, model: Model) -> float:
     """The LM head's gradient as it is summed up over chunks, and the copy of it in the weight's layout."""
-    return 0.0 if model.scalar or not model.whole else 2.0 * model.shape.vocabulary * model.shape.hidden * job.width(model)
+    return (
+        0.0 if model.scalar or not model.whole else 2.0 * model.shape.vocabulary * model.shape.hidden * job.width(model)
+    )
 
 
 def _layer_gradients(job: Job, model: Model) -> float:
     """A layer's new gradients, before they are added to those of earlier micro-batches."""
     return float(model.shape.per_layer * job.width(model)) if model.whole else 0.0
-
-
-def _largest(model: Model) -> int:
-    shape = model.shape
-    in_layers = max(inputs * outputs for inputs, outputs in shape.linears)
-    return max(in_layers, 0 if model.scalar else shape.vocabulary * shape.hidden, shape.embedding)
-
-
-def _keeps_masters(job: Job) -> bool:
-    return job.rule.narrow and any(job.width(model) < FLOAT32 for model in job.trained)
-
-
-def _state_width(job: Job, model: Model) -> int:
-    return FLOAT32 if job.rule.narrow else _trained_width(job, model)
-
-
-def _trained_width(job: Job, model: Model) -> int:
-    """Of what trains: adapters are kept in float32 (peft's default), weights in their own type."""
-    return FLOAT32 if model.rank and not job.rule.narrow else job.width(model)
 
 
 def _some(parts: dict[str, float]) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf_lightning.planning import memory, verdict, work
+from rlhf_lightning.planning import memory, sampling, verdict, work
 from rlhf_lightning.planning.job import Job
 from rlhf_lightning.planning.machines import Machine
 
@@ -87,11 +87,9 @@ class Plan:
             "devices_needed": self.devices_needed,
             "token_budget": job.updates.token_budget,
             "largest_token_budget": self.largest_budget,
-            "kv_cache_bytes": memory.cache_bytes(job) if job.decoding else 0.0,
+            "kv_cache_bytes": sampling.cache_bytes(job) if job.decoding else 0.0,
             "flops_per_update": work.update_flops(job),
-            "work": [
-                {"phase": w.phase, "flops": w.flops, "seconds": w.wall, "bound": w.bound} for w in self.work
-            ],
+            "work": [{"phase": w.phase, "flops": w.flops, "seconds": w.wall, "bound": w.bound} for w in self.work],
             "seconds_per_epoch": self.seconds,
             "device_hours_per_epoch": self.device_hours,
             "cost_per_epoch": self.cost,

@@ -8,11 +8,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rlhf_lightning.planning.memory import cache_bytes
+from rlhf_lightning.planning.memory import Phase
 from rlhf_lightning.planning.plan import Plan
+from rlhf_lightning.planning.sampling import cache_bytes
 from rlhf_lightning.planning.work import update_flops
 
 BAR = 40
+SHOWN = 5
+"""Phases in the table; ``--json`` has all."""
+
 GB = 1e9
 
 
@@ -29,7 +33,7 @@ def show(plan: Plan, console: Console) -> None:
         console.print(line, highlight=False)
     for note in plan.job.notes:
         console.print(f"assumed: {note}", style="dim", highlight=False)
-    console.print(bar(plan), highlight=False)
+    console.print(Text(bar(plan)))
     console.print(Text(plan.verdict, style="bold green" if plan.fits else "bold red"))
     for line in advice(plan):
         console.print(f"  {line}", highlight=False)
@@ -69,9 +73,8 @@ def _models(plan: Plan) -> Table:
 
 
 def _memory(plan: Plan) -> Table:
-    table = Table(title="Memory of a device, GB")
-    table.add_column("part")
-    shown = [phase for phase in plan.phases if phase.parts]
+    table, shown = Table(title="Memory of a device, GB"), _largest(plan)
+    table.add_column("part", no_wrap=True)
     for phase in shown:
         table.add_column(phase.name, justify="right", style="bold" if phase is plan.peak else "")
     for part in dict.fromkeys(part for phase in shown for part in phase.parts):
@@ -79,6 +82,13 @@ def _memory(plan: Plan) -> Table:
     table.add_section()
     table.add_row("total", *(_gb(phase.total) for phase in shown))
     return table
+
+
+def _largest(plan: Plan) -> list[Phase]:
+    """The phases that hold most, in their order: as many as a terminal shows."""
+    held = [phase for phase in plan.phases if phase.parts]
+    kept = sorted(held, key=lambda phase: -phase.total)[:SHOWN]
+    return [phase for phase in held if phase in kept]
 
 
 def _work(plan: Plan) -> Table:
@@ -124,4 +134,10 @@ def _count(number: int) -> str:
 
 
 def _time(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} h" if seconds >= 7200 else f"{seconds / 60:.1f} min" if seconds >= 120 else f"{seconds:.1f} s"
+    return (
+        f"{seconds / 3600:.1f} h"
+        if seconds >= 7200
+        else f"{seconds / 60:.1f} min"
+        if seconds >= 120
+        else f"{seconds:.1f} s"
+    )

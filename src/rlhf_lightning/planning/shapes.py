@@ -118,7 +118,8 @@ def _shape(given: _Config) -> Shape:
     counts = embedding.weight.numel(), 0 if tied else sum(p.numel() for p in head.parameters())
     in_layers = sum(p.numel() for p in nn.ModuleList(layers).parameters())
     total = sum(p.numel() for p in model.parameters())
-    linears = [module for module in layers[0].modules() if isinstance(module, nn.Linear)]
+    first: Any = layers[0]
+    linears = [module for module in first.modules() if isinstance(module, nn.Linear)]
     return Shape(
         layers=len(layers),
         hidden=text.hidden_size,
@@ -131,7 +132,7 @@ def _shape(given: _Config) -> Shape:
         embedding=counts[0],
         head=counts[1],
         rest=total - in_layers - sum(counts) + in_layers % len(layers),
-        norms=sum("Norm" in type(m).__name__ and m.weight.numel() == text.hidden_size for m in layers[0].modules()),
+        norms=sum("Norm" in type(m).__name__ and m.weight.numel() == text.hidden_size for m in first.modules()),
         linears=tuple((module.in_features, module.out_features) for module in linears),
         lean=type(layers[0]).__name__ in LAYERS,
         fused_decoder=_has_decoder(given.config),
@@ -140,4 +141,5 @@ def _shape(given: _Config) -> Shape:
 
 def _has_decoder(config: Any) -> bool:
     known = config.model_type in plugins("decoder")
-    return known and bool(resolve("decoder", config.model_type).supports(config))
+    decoder: Any = resolve("decoder", config.model_type) if known else None
+    return decoder is not None and bool(decoder.supports(config))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from rlhf_lightning.holdings import REFERENCE
@@ -15,6 +15,9 @@ STEP = 256
 """Token budgets are looked for in steps of this."""
 
 ADAPTER_RANK = 16
+
+
+Maker = Callable[[Job], Iterator["Change"]]
 
 
 @dataclass(frozen=True)
@@ -78,15 +81,40 @@ def remedies(job: Job) -> list[str]:
     single = [change for change in _changes(job) if fits(change.job)]
     if single:
         return [_said(change) for change in single]
-    together, now = [], job
-    for make in MAKERS:
-        for change in make(now):
-            if peak(change.job).total < peak(now).total:
-                together, now = [*together, change.said], change.job
-                break
-        if fits(now):
-            return [f"together: {'; '.join(together)} ({_gb(peak(now).total)} of {_gb(now.memory)} GB)"]
-    return []
+    return _together(job)
+
+
+def _together(job: Job) -> list[str]:
+    """Changes one on top of another until it fits; then without those that are not needed."""
+    makers: list[Maker] = []
+    for maker in MAKERS:
+        if _lowered(_applied(job, makers), maker):
+            makers.append(maker)
+        if fits(_applied(job, makers)):
+            break
+    else:
+        return []
+    for maker in list(makers):
+        fewer = [other for other in makers if other is not maker]
+        if fits(_applied(job, fewer)):
+            makers = fewer
+    now = job
+    said: list[str] = []
+    for maker in makers:
+        change = next(maker(now))
+        now, said = change.job, [*said, change.said]
+    return [f"together: {'; '.join(said)} ({_gb(peak(now).total)} of {_gb(now.memory)} GB)"]
+
+
+def _applied(job: Job, makers: Sequence[Maker]) -> Job:
+    for maker in makers:
+        job = next((change.job for change in maker(job)), job)
+    return job
+
+
+def _lowered(job: Job, maker: Maker) -> bool:
+    change = next(maker(job), None)
+    return change is not None and peak(change.job).total < peak(job).total
 
 
 def _said(change: Change) -> str:
@@ -154,7 +182,7 @@ def _sharded(job: Job) -> Iterator[Change]:
 
 
 def _more_devices(job: Job) -> Iterator[Change]:
-    for rule in (job.rule, FSDP2):
+    for rule in dict.fromkeys((job.rule, FSDP2)):
         ranked = rule if rule.ranks else rule_of("auto", 2)
         wanted = devices_needed(job.changed(rule=ranked))
         if wanted is not None and wanted > job.devices:
@@ -182,7 +210,7 @@ def _offload(job: Job) -> Iterator[Change]:
         yield Change(f"trainer.strategy: {rule.name}, which is slow", job.changed(rule=rule))
 
 
-MAKERS: tuple[Callable[[Job], Iterator[Change]], ...] = (
+MAKERS: tuple[Maker, ...] = (
     _checkpointing,
     _budget,
     _sampler,

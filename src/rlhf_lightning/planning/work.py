@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from rlhf_lightning.planning.job import Job, Model
 from rlhf_lightning.planning.machines import Machine
-from rlhf_lightning.planning.memory import decoder_width, sequences
+from rlhf_lightning.planning.sampling import decoder_width, sequences
 
 
 @dataclass(frozen=True)

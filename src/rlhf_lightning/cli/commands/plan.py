@@ -91,7 +91,7 @@ def _machine(options: argparse.Namespace, trainer: dict[str, Any]) -> tuple[Mach
     asked = options.device or (CPU if trainer.get("accelerator") == CPU or not elsewhere else DEFAULT_GPU)
     said = () if options.device else (f"device {asked} (--device says another)",)
     texts = {"memory": options.memory, "bandwidth": options.bandwidth, "interconnect": options.interconnect}
-    changes = {name: quantity(text, f"--{name}") for name, text in texts.items() if text}
+    changes: dict[str, Any] = {name: quantity(text, f"--{name}") for name, text in texts.items() if text}
     if options.flops:
         changes |= dict.fromkeys(("narrow_flops", "wide_flops"), quantity(options.flops, "--flops"))
     if options.mfu is not None:
