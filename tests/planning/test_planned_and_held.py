@@ -32,16 +32,14 @@ def test_a_tiny_policy(model_of, tmp_path):
 
 
 CASES = {
-    "grpo": lambda m: policy_run("GRPOModule", m, new_tokens=96, prompts=16, updates=2, kl_loss=KL),
+    "grpo": lambda m: policy_run("GRPOModule", m, new_tokens=96, prompts=8, updates=2, kl_loss=KL),
     "grpo, long responses, several micro-batches": lambda m: policy_run(
-        "GRPOModule", m, new_tokens=200, prompts=12, token_budget=2048
+        "GRPOModule", m, new_tokens=200, prompts=3, token_budget=1024
     ),
-    "grpo, checkpointing": lambda m: policy_run(
-        "GRPOModule", m, new_tokens=96, prompts=16, gradient_checkpointing=True
-    ),
-    "grpo, adapters": lambda m: policy_run("GRPOModule", m, new_tokens=96, prompts=12, lora={"rank": 8}, kl_loss=KL),
-    "ppo": lambda m: policy_run("PPOModule", m, new_tokens=96, prompts=12, kl_reward=KL),
-    "ppo, shared backbone": lambda m: policy_run("PPOModule", m, new_tokens=96, prompts=12, shared_backbone=True),
+    "grpo, checkpointing": lambda m: policy_run("GRPOModule", m, new_tokens=96, gradient_checkpointing=True),
+    "grpo, adapters": lambda m: policy_run("GRPOModule", m, new_tokens=96, prompts=4, lora={"rank": 8}, kl_loss=KL),
+    "ppo": lambda m: policy_run("PPOModule", m, new_tokens=96, prompts=5, kl_reward=KL),
+    "ppo, shared backbone": lambda m: policy_run("PPOModule", m, new_tokens=96, prompts=5, shared_backbone=True),
     "sft": sft_run,
     "sft, checkpointing": lambda m: sft_run(m, gradient_checkpointing=True),
 }

@@ -3,7 +3,7 @@
 Two ways to run a layer, with H the width, I the MLP's, Q and K the widths of all queries and of all keys:
 
 lean layers on CPU (``models.lean_layer``) keep x, y, q k v, attention's outputs and both halves of the MLP:
-    2 H + (Q + 2 K) + Q + 2 I, and a few numbers a head and row
+    2 H + (Q + 2 K) + Q + 2 I, the rotation's angles, and a few numbers a head and row
 
 transformers' own keep beside them what autograd saves of each operation:
     each norm its input in float32 and its normed output; each linear module its input (under autocast a narrow copy
@@ -92,7 +92,8 @@ def key_copies(job: Job) -> float:
 def _lean(model: Model, width: int) -> Activations:
     s = model.shape
     wide = max(width, FLOAT32)
-    layer = width * (2 * s.hidden + 2 * s.intermediate) + wide * (2 * s.queries + 2 * s.keys + s.heads + 2)
+    attended = 2 * s.queries + 2 * s.keys + s.heads + s.head_dim + 2  # with the rotation's angles and two scales
+    layer = width * (2 * s.hidden + 2 * s.intermediate) + wide * attended
     mlp = width * (4 * s.intermediate + s.hidden)
     attention = width * 3 * s.hidden + wide * 2 * (2 * s.queries + 4 * s.keys)
     return Activations(
@@ -108,12 +109,11 @@ def _plain(job: Job, model: Model) -> Activations:
     if job.autocast:
         stream = max(stream, FLOAT32)
     norms = s.norms * s.hidden * (FLOAT32 + stream)
-    inputs = (
-        compute * sum(inputs for inputs, _ in s.linears) if job.autocast else compute * (s.queries + s.intermediate)
-    )
+    read = sum(inputs for inputs, _ in s.linears) if job.autocast else s.queries + s.intermediate
+    inputs = compute * (read + model.rank * len(s.linears))
     attention = compute * (2 * s.queries + _repeated(job, model)) + FLOAT32 * s.heads
-    if job.on_cpu and compute < FLOAT32:  # by products, which keep each query's weights
-        attention += compute * 2 * s.heads * (job.lengths.prompt + job.lengths.response)
+    if job.on_cpu and stream < FLOAT32:  # by products, which keep each query's weights, in two types
+        attention += (FLOAT32 + compute) * s.heads * (job.lengths.prompt + job.lengths.response)
     mlp = compute * 3 * s.intermediate
     return Activations(
         layer=norms + inputs + attention + mlp,
