@@ -23,12 +23,13 @@ FLOORS = [
         "functional",
         "ranks",
         "grouping",
+        "holdings",
     },
     {"protocols", "sampler_protocols", "registry"},
     {"samplers", "scorers", "transforms", "advantages", "losses", "kl", "models", "tasks", "data", "metrics"},
     {"statistics", "pipeline", "strategies"},
     {"modules"},
-    {"callbacks", "runs", "labelling", "evaluation", "serving"},
+    {"callbacks", "runs", "labelling", "evaluation", "serving", "planning"},
     {"plugins", "testing", "configfiles", "cli", "explore"},
 ]
 FLOOR_OF = {name: level for level, names in enumerate(FLOORS) for name in names}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from rlhf_lightning.holdings import HeldModel
 from rlhf_lightning.reward_types import JudgedGroup
 from rlhf_lightning.sampler_protocols import Decoder as Decoder
 from rlhf_lightning.sampler_protocols import DecodingSession as DecodingSession
@@ -59,6 +60,10 @@ class Scorer(ABC):
     def identity(self) -> str:
         """A text that changes when what it scores with does, so that no run resumes with another; often empty."""
         return ""
+
+    def held_models(self) -> tuple[HeldModel, ...]:
+        """The models that it keeps in this process; none by default."""
+        return ()
 
     @abstractmethod
     def __call__(self, rollout: Rollout) -> Scores:
@@ -195,6 +200,15 @@ class ModelSource(ABC):
     @abstractmethod
     def config(self) -> PretrainedConfig:
         """The architecture, without weights."""
+
+    @property
+    def place(self) -> str:
+        """Its folder or repository, by which an architecture can be stated; its class's name where it has none."""
+        return type(self).__name__
+
+    def config_at_hand(self) -> PretrainedConfig | None:
+        """The architecture if it can be told on this machine, without a network; None otherwise."""
+        return self.config()
 
     @abstractmethod
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from rlhf_lightning.holdings import Decoding
 from rlhf_lightning.types import Prompt, Rollout, SamplingParams, Scores
 
 if TYPE_CHECKING:
@@ -78,6 +79,10 @@ class Sampler(ABC):
             seeds: (P·G,) int64; a sequence's draws are a function of its seed alone.
             params: Overrides the sampler's own (greedy evaluation, say).
         """
+
+    def decoding(self) -> Decoding | None:
+        """What it needs of this process's memory; None where it draws elsewhere, or next to nothing."""
+        return None
 
     def refill(
         self, rollout: Rollout, scores: Scores, *, further: FurtherPrompts, score: Callable[[Rollout], Scores]

@@ -37,6 +37,9 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 the same items, which they share themselves."""
 
 DEFAULT_SEED = 1
+NO_PLAN = "--no-plan"
+"""Word that lets ``rlhf fit`` begin without asking whether the run fits in memory."""
+
 _SWITCHED: dict[str, type] = {
     "enable_checkpointing": Checkpoint,
     "enable_progress_bar": ProgressBar,
@@ -75,6 +78,8 @@ class RLHFCLI(LightningCLI):
     begins_again: bool = False
 
     def __init__(self, argv: Sequence[str]) -> None:
+        self.planned = argv[0] == "fit" and NO_PLAN not in argv
+        argv = [word for word in argv if argv[0] != "fit" or word != NO_PLAN]
         kwargs = {"exit_on_error": False, "dump_header": _HEADER}
         super().__init__(
             save_config_callback=SaveRunConfig,
@@ -153,9 +158,18 @@ class RLHFCLI(LightningCLI):
         preflight = getattr(self.model, "preflight", None)
         if callable(preflight):
             preflight(self.datamodule)
+        if self.planned and hasattr(self.model, "holdings"):
+            self._check_fit()
         describe = getattr(self.model, "describe", None)
         if callable(describe):
             print(describe())
+
+    def _check_fit(self) -> None:
+        from rlhf_lightning.cli.plans import check_fit
+
+        check_fit(
+            self.model, self.datamodule, json.loads(self._parser("fit").dump(self._own, format="json"))["trainer"]
+        )
 
     @property
     def _own(self) -> Any:

@@ -47,6 +47,20 @@ class RunPolicy(ModelSource):
         self.folder, self.checkpoint = _checkpoint(given) if is_file else _newest(given)
         self.source, self._lora = policy_of(self.folder / CONFIG_FILE)
 
+    @property
+    def dtype(self) -> str:
+        """Type that the weights of what the run started from are loaded in."""
+        return str(getattr(self.source, "dtype", "float32"))
+
+    @property
+    def place(self) -> str:
+        """The run's folder."""
+        return str(self.folder)
+
+    def config_at_hand(self) -> PretrainedConfig | None:
+        """As of what the run started from."""
+        return self.source.config_at_hand()
+
     def config(self) -> PretrainedConfig:
         """The architecture of what the run started from."""
         return self.source.config()

@@ -42,6 +42,11 @@ class Folder(ModelSource):
         self.trust_remote_code = trust_remote_code
         self._check()
 
+    @property
+    def place(self) -> str:
+        """The folder, as it was given."""
+        return str(self.path)
+
     def config(self) -> PretrainedConfig:
         """The folder's ``config.json``."""
         from transformers import AutoConfig
@@ -101,6 +106,21 @@ class Hub(ModelSource):
         self, repo: str, revision: str = "main", dtype: DType = "bfloat16", trust_remote_code: bool = False
     ) -> None:
         self.repo, self.revision, self.dtype, self.trust_remote_code = repo, revision, dtype, trust_remote_code
+
+    @property
+    def place(self) -> str:
+        """The repository."""
+        return self.repo
+
+    def config_at_hand(self) -> PretrainedConfig | None:
+        """The configuration if it was downloaded before."""
+        from transformers import AutoConfig
+
+        known = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+        try:
+            return AutoConfig.from_pretrained(self.repo, local_files_only=True, **known)
+        except OSError:
+            return None
 
     def config(self) -> PretrainedConfig:
         """The repository's configuration."""

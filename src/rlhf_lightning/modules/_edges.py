@@ -12,7 +12,6 @@ from contextlib import ExitStack
 from typing import Any, TypeVar
 
 import torch
-from lightning import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torch.optim import Optimizer
@@ -21,19 +20,19 @@ from rlhf_lightning import ranks
 from rlhf_lightning.devices import to_device
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.events import Events
-from rlhf_lightning.functional._products import products_kind, set_products_kind
+from rlhf_lightning.holdings import Holdings
 from rlhf_lightning.metrics import Means
 from rlhf_lightning.models.cpu_memory import keep_freed_memory
 from rlhf_lightning.modules._batches import EpochBatches, MicroBatch
+from rlhf_lightning.modules._checkpointed import CheckpointedModule
 from rlhf_lightning.modules.optim import StepGuard, named_groups, not_finite, warm_up
 from rlhf_lightning.modules.sharing import check_ranks
 from rlhf_lightning.strategies import Sharding, sharding_of
-from rlhf_lightning.strategies.checkpoints import check_complete, check_identity, check_shapes, shapes
 
 T = TypeVar("T")
 
 
-class EdgeModule(LightningModule):
+class EdgeModule(CheckpointedModule):
     """One optimizer over named groups, automatic optimization, epochs made on demand, checkpoints at their edges.
 
     Args:
@@ -112,8 +111,12 @@ class EdgeModule(LightningModule):
         return {}
 
     @abstractmethod
-    def identity(self) -> dict[str, Any]:
-        """What a checkpoint must agree on with the run that resumes it."""
+    def holdings(self) -> Holdings:
+        """What the run holds and computes in each process, for a plan; from the arguments alone."""
+
+    @abstractmethod
+    def typical_lengths(self, data: Any) -> tuple[float, float]:
+        """Mean tokens of a prompt, and of a response, in the first update; after the preflight."""
 
     @property
     @abstractmethod
@@ -250,47 +253,6 @@ class EdgeModule(LightningModule):
         self._leave_idle(self.trainer.optimizers[0])
         self.rollout_index += 1
         self.rollout_metrics, self.rollout_samples, self._batches = {}, [], ()
-
-    # ---- checkpoints ------------------------------------------------------------------------------------------------
-
-    def controllers(self) -> dict[str, Any]:
-        """Objects with ``state_dict`` and ``load_state_dict`` that a checkpoint must keep."""
-        return {}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the cursor and the controllers; takes frozen weights out, whose sources stand in the configuration."""
-        frozen = self.sharding.frozen_names(self)
-        checkpoint["state_dict"] = {name: w for name, w in checkpoint["state_dict"].items() if name not in frozen}
-        checkpoint["rlhf"] = {
-            "rollout_index": self.rollout_index,
-            "identity": self.identity(),
-            "products": products_kind(),
-            "controllers": {name: controller.state_dict() for name, controller in self.controllers().items()},
-        }
-
-    def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        """Restores the cursor, the controllers and the kind of matrix products.
-
-        Raises:
-            ConfigError: If the checkpoint is of another model, another seed, has weights of other shapes, lacks some,
-                or holds nothing else.
-        """
-        if self.trainer.state.fn == "fit":
-            check_complete(checkpoint)
-        saved = checkpoint["rlhf"]
-        check_identity(self.identity(), saved["identity"])
-        if "state_dict" in checkpoint:  # else the strategy has compared and loaded them already
-            frozen = self.sharding.frozen_names(self)
-            wanted = {name: w for name, w in self.state_dict().items() if name not in frozen}
-            check_shapes(shapes(wanted), shapes(checkpoint["state_dict"]))
-        self.rollout_index = saved["rollout_index"]
-        self.restore(saved)
-
-    def restore(self, saved: Mapping[str, Any]) -> None:
-        """The controllers and the kind of matrix products, of what ``on_save_checkpoint`` saved under ``rlhf``."""
-        set_products_kind(saved.get("products", products_kind()))
-        for name, controller in self.controllers().items():
-            controller.load_state_dict(saved["controllers"][name])
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Moves the tensors of our frozen dataclasses."""

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 
 from rlhf_lightning.data.seeding import derive_seed
+from rlhf_lightning.holdings import POLICY, HeldModel
 from rlhf_lightning.models.lora import LoRA
 from rlhf_lightning.models.packed import causal_lm, check_packable
 from rlhf_lightning.models.prepare import skeleton, trainable
@@ -111,6 +112,10 @@ class GeneratingModule(EdgeModule):
     def models(self) -> dict[str, torch.nn.Module]:
         """The policy."""
         return {"policy": causal_lm(self.model)}
+
+    def held_models(self) -> tuple[HeldModel, ...]:
+        """The policy."""
+        return (HeldModel(POLICY, self.policy_source, trained=True, lora=self.lora),)
 
     def to_rollout_mode(self) -> None:
         """Before sampling: evaluation mode, and a sampler that knows the weights of now."""

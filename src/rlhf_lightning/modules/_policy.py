@@ -14,6 +14,7 @@ from rlhf_lightning import ranks
 from rlhf_lightning.data.seeding import derive_seed
 from rlhf_lightning.data.update_batches import COUNTED, updates_of
 from rlhf_lightning.functional import AGGREGATION_MODES
+from rlhf_lightning.holdings import Forward, Holdings, Updates
 from rlhf_lightning.kl import KLTerm, KLTerms
 from rlhf_lightning.models.lora import LoRA
 from rlhf_lightning.modules._referred import ReferredModule
@@ -173,6 +174,27 @@ class PolicyModule(ReferredModule):
     def describe(self) -> str:
         """The run's batch arithmetic, in a line."""
         return str(self.plan)
+
+    def holdings(self) -> Holdings:
+        """All models, the scorers' too; every epoch is a rollout, its passes without gradient, and its updates."""
+        plan, scorers = self.plan, self.scorer.held_models()
+        scored = tuple(Forward("score", held.role, False) for held in scorers)
+        updates = Updates(
+            plan.updates_per_rollout,
+            -(-plan.prompts_per_rollout // plan.updates_per_rollout),
+            plan.samples_per_prompt,
+            plan.token_budget,
+            plan.epochs_per_rollout,
+            self.logits_chunk,
+            self.gradient_checkpointing,
+        )
+        models, forwards = (*self.held_models(), *scorers), (*scored, *self.forwards())
+        return Holdings(models, updates, forwards, self.sampler.decoding(), True, self.sampler.exact)
+
+    def typical_lengths(self, data: PromptData) -> tuple[float, float]:
+        """The first rollout's prompts, and the longest response that is allowed."""
+        prompts = data.train_prompts(0, self.plan.prompts_per_rollout)
+        return sum(len(prompt.tokens) for prompt in prompts) / len(prompts), float(self.sampler.params.max_new_tokens)
 
     def configure_model(self) -> None:
         """Loads policy and reference, and connects the parts."""

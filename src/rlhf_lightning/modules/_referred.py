@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from rlhf_lightning.functional import masked_mean
+from rlhf_lightning.holdings import POLICY, REFERENCE, Forward, HeldModel
 from rlhf_lightning.models.lora import adapters_off
 from rlhf_lightning.models.prepare import frozen, frozen_copy
 from rlhf_lightning.models.rollout_logprobs import rollout_entropy, rollout_logprobs
@@ -41,6 +42,18 @@ class ReferredModule(LearningModule):
             self.reference = frozen(self.reference_source.load())
         elif self.kl.given and self.lora is None:
             self.reference = frozen_copy(self.model)
+
+    def held_models(self) -> tuple[HeldModel, ...]:
+        """The policy, and a reference where one is loaded."""
+        own = self.kl.given and (self.reference_source is not None or self.lora is None)
+        source = self.reference_source or self.policy_source
+        return (*super().held_models(), *([HeldModel(REFERENCE, source)] if own else []))
+
+    def forwards(self) -> tuple[Forward, ...]:
+        """What is computed of a rollout beside its scores."""
+        held = {held.role for held in self.held_models()}
+        wanted = [Forward("reference", REFERENCE if REFERENCE in held else POLICY, True)] if self.kl.given else []
+        return (*wanted, *([Forward("entropy", POLICY, True)] if self.measure_entropy else []))
 
     def models(self) -> dict[str, nn.Module]:
         """The policy and the reference."""

@@ -54,10 +54,10 @@ def samples_of(groups: Sequence[RenderedGroup], scores: Sequence[Sequence[Respon
 
 
 def check_sizes(**sizes: int) -> None:
-    """Sizes are at least 1.
+    """Refuses sizes below 1.
 
     Raises:
-        ConfigError: Naming the one that is not.
+        ConfigError: Naming the first.
     """
     for name, value in sizes.items():
         if value < 1:
@@ -65,10 +65,10 @@ def check_sizes(**sizes: int) -> None:
 
 
 def check_weights(correctness: float, preference: float, centering: float, tasks: Mapping[str, float]) -> None:
-    """Weights are not negative, and something is learnt.
+    """Refuses negative weights, and weights with which nothing would be learnt.
 
     Raises:
-        ConfigError: Naming the one that is not to be.
+        ConfigError: Naming the weight.
     """
     given = {"correctness_weight": correctness, "preference_weight": preference, "centering": centering}
     for name, value in {**given, **{f"task_weights.{task}": weight for task, weight in tasks.items()}}.items():

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from rlhf_lightning.advantages import GAE
 from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.holdings import CRITIC, POLICY, Forward, HeldModel
 from rlhf_lightning.kl import KLTerm
 from rlhf_lightning.losses import Clip, ClippedValue
 from rlhf_lightning.models.critics import Critic, SharedHead, adapter_critic, check_critic_source, own_critic
@@ -161,6 +162,19 @@ class PPOModule(PolicyModule):
     def scalar_models(self) -> dict[str, tuple[nn.Module, Any]]:
         """The critic, unless it is a head on the policy."""
         return {} if self.shared_backbone else {"critic": (self.value_model.root, self.critic_source.tokenizer())}
+
+    def held_models(self) -> tuple[HeldModel, ...]:
+        """The policy, the critic where it is more than a head, and the reference."""
+        if self.shared_backbone:
+            return super().held_models()
+        shares = POLICY if self.lora is not None and not self.has_own_source else None
+        critic = HeldModel(CRITIC, self.critic_source, True, scalar=True, lora=self.lora, weights_of=shares)
+        policy, *others = super().held_models()
+        return policy, critic, *others
+
+    def forwards(self) -> tuple[Forward, ...]:
+        """As for every on-policy module, and the values."""
+        return (*super().forwards(), Forward("values", POLICY if self.shared_backbone else CRITIC, False))
 
     def learning_rates(self) -> dict[str, float]:
         """The critic's own."""

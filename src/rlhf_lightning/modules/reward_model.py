@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,19 +14,18 @@ from torch import Tensor
 from rlhf_lightning import ranks
 from rlhf_lightning.data.reward_batches import Supervision, reward_updates
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.metrics.reward import RewardMetrics
+from rlhf_lightning.holdings import HeldModel, Holdings, Updates
 from rlhf_lightning.models.lora import LoRA, merged_copy
 from rlhf_lightning.models.packed import check_packable
 from rlhf_lightning.models.prepare import skeleton, trainable_scalar
 from rlhf_lightning.models.reward_folder import RewardCard, save_reward_model, with_head
 from rlhf_lightning.models.scalar import packed_scalars, scalar_head, scalar_model
-from rlhf_lightning.models.scoring import score_groups
-from rlhf_lightning.modules._edges import EdgeModule
-from rlhf_lightning.modules._reward_parts import check_sizes, check_weights, loss_parts, samples_of
+from rlhf_lightning.modules._measured_rewards import MeasuredRewards
+from rlhf_lightning.modules._reward_parts import check_sizes, check_weights, loss_parts
 from rlhf_lightning.modules.sharing import own_batches
 from rlhf_lightning.protocols import ModelSource
 from rlhf_lightning.registry import check_choice
-from rlhf_lightning.reward_types import RenderedGroup, ResponseScore, RewardBatch
+from rlhf_lightning.reward_types import RenderedGroup, RewardBatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,7 +36,7 @@ _SAMPLES = 8
 """Held-out responses that are kept to read."""
 
 
-class RewardModel(EdgeModule):
+class RewardModel(MeasuredRewards):
     r"""Minimises ``w_c · mean BCE(σ(R), y) + w_p · mean −log σ(R_c − R_r − margin)`` over each update, packed.
 
     The multi-task loss of the paper's Eq. 2. With ``process`` supervision the cross-entropy takes every step's end and
@@ -113,7 +111,6 @@ class RewardModel(EdgeModule):
         self.scalar: PreTrainedModel | None = None
         self._of_data = ""
         self._looked_at: RewardData | None = None
-        self._gathered = RewardMetrics()
 
     @property
     def is_process(self) -> bool:
@@ -197,6 +194,18 @@ class RewardModel(EdgeModule):
         """Backbone and head."""
         return {"reward model": self.model}
 
+    def holdings(self) -> Holdings:
+        """The model alone."""
+        held = HeldModel("reward model", self.backbone_source, trained=True, scalar=True, lora=self.lora)
+        sizes = (self._updates, self.batch_size, 1, self.token_budget)
+        return Holdings((held,), Updates(*sizes, checkpointing=self.gradient_checkpointing))
+
+    def typical_lengths(self, data: RewardData) -> tuple[float, float]:
+        """A group counts as one: its prompt and all its responses together."""
+        groups = data.train_groups(0, self.batch_size)
+        tokens = sum(len(group.prompt) + sum(map(len, group.responses)) for group in groups)
+        return 0.0, tokens / len(groups)
+
     def parameter_groups(self) -> dict[str, Iterable[torch.nn.Parameter]]:
         """The backbone's parameters, and the head's."""
         return {"backbone": self.model.base_model.parameters(), "head": scalar_head(self.model).parameters()}
@@ -229,39 +238,6 @@ class RewardModel(EdgeModule):
         self.means.sums({"loss/reward": loss, **{f"loss/{name}": part for name, part in parts.items()}})
         self.events.advance(batch.tokens)
         return loss * self.loss_scale
-
-    # ---- evaluation -------------------------------------------------------------------------------------------------
-
-    def scores(self, groups: Sequence[RenderedGroup]) -> list[list[ResponseScore]]:
-        """What the model, as it is now, says of each response; at the precision that training steps run at."""
-        settings: dict[str, Any] = {"process": self.is_process, "token_budget": self.token_budget}
-        return self.without_training(partial(score_groups, self.model, groups, **settings))
-
-    def measure(self, limit: int | None = None) -> dict[str, float]:
-        """Metrics on the first ``limit`` held-out groups; some of them are kept as samples."""
-        groups, metrics = self.data.held_out_groups()[:limit], RewardMetrics()
-        with self.events.phase("evaluate"):
-            scores = self.scores(groups)
-        metrics.update(groups, scores)
-        self.rollout_samples = samples_of(groups[:_SAMPLES], scores)
-        return metrics.compute()
-
-    def validation_step(self, batch: list[RenderedGroup], batch_idx: int) -> None:
-        """Gathers the scores of held-out groups."""
-        self._gathered.update(batch, self.scores(batch))
-
-    def on_validation_epoch_end(self) -> None:
-        """Logs the metrics of all that was gathered."""
-        self.log_dict(self._gathered.compute())
-        self._gathered = RewardMetrics()
-
-    def test_step(self, batch: list[RenderedGroup], batch_idx: int) -> None:
-        """As in validation."""
-        self.validation_step(batch, batch_idx)
-
-    def on_test_epoch_end(self) -> None:
-        """As in validation."""
-        self.on_validation_epoch_end()
 
     # ---- the trained model ------------------------------------------------------------------------------------------
 

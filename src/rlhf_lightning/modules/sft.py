@@ -14,6 +14,7 @@ from rlhf_lightning.data.update_batches import filled
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional import aggregation_weights
 from rlhf_lightning.functional.packing import pack_groups
+from rlhf_lightning.holdings import Holdings, Updates
 from rlhf_lightning.models.lora import LoRA
 from rlhf_lightning.models.packed import packed_logprobs
 from rlhf_lightning.models.rollout_packs import within_budget
@@ -115,6 +116,18 @@ class SFTModule(GeneratingModule):
     def updates_per_epoch(self) -> int:
         """Optimizer steps an epoch."""
         return self._updates
+
+    def holdings(self) -> Holdings:
+        """The model; its sampler draws for evaluation alone."""
+        chunk, checkpointing = self.logits_chunk, self.gradient_checkpointing
+        updates = Updates(self._updates, self.batch_size, 1, self.token_budget, 1, chunk, checkpointing)
+        return Holdings(self.held_models(), updates, decoding=self.sampler.decoding())
+
+    def typical_lengths(self, data: DemonstrationData) -> tuple[float, float]:
+        """Of the first update's demonstrations."""
+        examples = data.train_examples(0, self.batch_size)
+        prompts, responses = (sum(map(len, part)) for part in zip(*((p.tokens, t) for p, t in examples), strict=True))
+        return prompts / len(examples), responses / len(examples)
 
     @property
     def data(self) -> DemonstrationData:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional import equal_groups
+from rlhf_lightning.holdings import Decoding
 from rlhf_lightning.protocols import FurtherPrompts, Sampler
 from rlhf_lightning.registry import register
 from rlhf_lightning.samplers._groups import replace_groups
@@ -77,6 +78,10 @@ class DynamicSampler(Sampler):
     def bind(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         """Binds the sampler inside."""
         self.sampler.bind(model, tokenizer)
+
+    def decoding(self) -> Decoding | None:
+        """As the sampler inside: rounds come one after another."""
+        return self.sampler.decoding()
 
     def sync(self, weights_version: int) -> None:
         """Syncs the sampler inside."""

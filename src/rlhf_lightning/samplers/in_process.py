@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.holdings import Decoding
 from rlhf_lightning.protocols import Sampler
 from rlhf_lightning.registry import register
 from rlhf_lightning.samplers._endings import Endings, eos_token_ids
@@ -78,6 +79,11 @@ class InProcessSampler(Sampler):
     def exact(self) -> bool:
         """Whether the log-probs are the trainer's own up to rounding: whole support, and the model's own dtype."""
         return self.params.full_support and self.dtype is None
+
+    def decoding(self) -> Decoding:
+        """The decoder's copy of the weights, and keys and values of a batch."""
+        dtype = None if self.dtype is None else str(self.dtype).removeprefix("torch.")
+        return Decoding(self.params.max_new_tokens, self.batch_size, dtype, self.decoder)
 
     def bind(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         """Takes the live policy; its weights are read at the next :meth:`sync`.

@@ -12,6 +12,7 @@ from torch import Tensor
 from rlhf_lightning import ranks
 from rlhf_lightning.devices import to_device
 from rlhf_lightning.grouping import join_rollouts, rows_of
+from rlhf_lightning.holdings import Decoding
 from rlhf_lightning.protocols import Sampler
 from rlhf_lightning.types import Prompt, Rollout, SamplingParams
 
@@ -54,6 +55,10 @@ class SharedSampler(Sampler):
     def bind(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         """Binds the sampler inside."""
         self.sampler.bind(model, tokenizer)
+
+    def decoding(self) -> Decoding | None:
+        """As the sampler inside, on each rank."""
+        return self.sampler.decoding()
 
     def sync(self, weights_version: int) -> None:
         """Syncs the sampler inside."""

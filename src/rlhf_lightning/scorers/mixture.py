@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.holdings import HeldModel
 from rlhf_lightning.protocols import Scorer, Task
 from rlhf_lightning.registry import register
 from rlhf_lightning.types import Rollout, Scores, StepScores
@@ -74,6 +75,10 @@ class MixtureScorer(Scorer):
         for scorer in self.scorers:
             if hasattr(scorer, "check"):
                 scorer.check()
+
+    def held_models(self) -> tuple[HeldModel, ...]:
+        """Those of all its scorers."""
+        return tuple(held for scorer in self.scorers if hasattr(scorer, "held_models") for held in scorer.held_models())
 
     def identity(self) -> str:
         """Name and identity of each scorer that has one."""

@@ -10,7 +10,9 @@ from torch import nn
 
 from rlhf_lightning.errors import ConfigError, RLHFError
 from rlhf_lightning.functional.step_scores import STEP_AGGREGATIONS
+from rlhf_lightning.holdings import HeldModel
 from rlhf_lightning.models.sources import DType
+from rlhf_lightning.models.unread import at_place
 from rlhf_lightning.protocols import Scorer
 from rlhf_lightning.registry import check_choice, register
 from rlhf_lightning.scorers._judged_rollout import groups_of, scores_of
@@ -98,6 +100,12 @@ class RewardModelScorer(Scorer):
     def identity(self) -> str:
         """That of the weights."""
         return self.judge.identity
+
+    def held_models(self) -> tuple[HeldModel, ...]:
+        """The reward model, which comes to the device whole before it is spread over ranks."""
+        source = at_place(self.path, self.dtype)
+        budget = self.token_budget
+        return (HeldModel(self.name, source, scalar=True, token_budget=budget, whole_first=True, served=True),)
 
     def __call__(self, rollout: Rollout) -> Scores:
         """(B,) scores, on the CPU."""

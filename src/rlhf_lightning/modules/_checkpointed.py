@@ -1,0 +1,68 @@
+"""What a checkpoint of a module keeps beside weights and optimizer, and what it must agree on to be resumed."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+from lightning import LightningModule
+
+from rlhf_lightning.functional._products import products_kind, set_products_kind
+from rlhf_lightning.strategies import Sharding
+from rlhf_lightning.strategies.checkpoints import check_complete, check_identity, check_shapes, shapes
+
+
+class CheckpointedModule(LightningModule):
+    """Keeps a cursor and controllers in its checkpoints, and no frozen weights.
+
+    Attributes:
+        rollout_index: Number of epochs finished.
+        sharding: Where the weights are.
+    """
+
+    rollout_index: int
+    sharding: Sharding
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must agree on with the run that resumes it."""
+
+    def controllers(self) -> dict[str, Any]:
+        """Objects with ``state_dict`` and ``load_state_dict`` that a checkpoint must keep."""
+        return {}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the cursor and the controllers; takes frozen weights out, whose sources stand in the configuration."""
+        frozen = self.sharding.frozen_names(self)
+        checkpoint["state_dict"] = {name: w for name, w in checkpoint["state_dict"].items() if name not in frozen}
+        checkpoint["rlhf"] = {
+            "rollout_index": self.rollout_index,
+            "identity": self.identity(),
+            "products": products_kind(),
+            "controllers": {name: controller.state_dict() for name, controller in self.controllers().items()},
+        }
+
+    def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        """Restores the cursor, the controllers and the kind of matrix products.
+
+        Raises:
+            ConfigError: If the checkpoint is of another model, another seed, has weights of other shapes, lacks some,
+                or holds nothing else.
+        """
+        if self.trainer.state.fn == "fit":
+            check_complete(checkpoint)
+        saved = checkpoint["rlhf"]
+        check_identity(self.identity(), saved["identity"])
+        if "state_dict" in checkpoint:  # else the strategy has compared and loaded them already
+            frozen = self.sharding.frozen_names(self)
+            wanted = {name: w for name, w in self.state_dict().items() if name not in frozen}
+            check_shapes(shapes(wanted), shapes(checkpoint["state_dict"]))
+        self.rollout_index = saved["rollout_index"]
+        self.restore(saved)
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """The controllers and the kind of matrix products, of what ``on_save_checkpoint`` saved under ``rlhf``."""
+        set_products_kind(saved.get("products", products_kind()))
+        for name, controller in self.controllers().items():
+            controller.load_state_dict(saved["controllers"][name])

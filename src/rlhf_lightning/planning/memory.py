@@ -1,0 +1,206 @@
+"""Memory by part and phase, on each device and in each machine's host memory, in bytes.
+
+What stands through the run (weights, optimizer states, the gradients of the last update, which are freed only when the
+next backward pass begins) is in every phase from the first update on; each phase adds its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from rlhf_lightning.planning.activations import activations, in_backward, kept, logits, selected
+from rlhf_lightning.planning.job import Job, Model
+from rlhf_lightning.planning.sampling import cache_bytes, decoder_weights, largest, reordering, sampling
+from rlhf_lightning.planning.standing import gradients, on_host, standing, state_width, trained_width
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What is held in one phase.
+
+    Attributes:
+        name: Of the phase.
+        parts: Bytes on a device, by part.
+        host: Bytes in the memory of one machine beside them, by part; none where the device is the CPU.
+    """
+
+    name: str
+    parts: dict[str, float]
+    host: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def total(self) -> float:
+        """Bytes on a device."""
+        return sum(self.parts.values())
+
+    @property
+    def host_total(self) -> float:
+        """Bytes in a machine's memory."""
+        return sum(self.host.values())
+
+
+def phases(job: Job) -> tuple[Phase, ...]:
+    """All phases in which memory may be at its peak, in the order of an epoch."""
+    made = [*_loads(job), *_draws(job)]
+    made += [_forward(job, name, job.model(role), heads) for name, role, heads in _passes(job)]
+    made += [_update(job), _step(job)]
+    if job.saves:
+        made.append(_save(job, max((phase.total for phase in made), default=0.0)))
+    return tuple(made)
+
+
+def peak(job: Job) -> Phase:
+    """The phase in which a device holds most."""
+    return max(phases(job), key=lambda phase: phase.total)
+
+
+def _loads(job: Job) -> list[Phase]:
+    """Loading: each rank reads whole models into the host's memory; a scorer's comes to the device whole as well."""
+    ranks = min(job.devices, job.per_node)
+    whole = {
+        f"whole: {m.role}": float(ranks * m.base * m.width) for m in job.models if not (m.whole_first or m.weights_of)
+    }
+    made = [] if job.on_cpu else [Phase("load", {}, {**on_host(job), **whole})]
+    for model in job.models:
+        if model.whole_first and job.rule.weights:
+            parts = standing(job, trained=False) | decoder_weights(job)
+            size = model.base * model.width
+            host = {} if job.on_cpu else {**on_host(job), f"whole: {model.role}": float(ranks * size)}
+            made.append(Phase(f"load {model.role}", {**parts, f"whole: {model.role}": float(size)}, host))
+    return made
+
+
+def _draws(job: Job) -> list[Phase]:
+    """Handing the weights to the sampler, and sampling."""
+    if job.decoding is None or not (job.draws or job.evaluates):
+        return []
+    name = "rollout" if job.draws else "evaluation"
+    held = standing(job) | decoder_weights(job, evaluating=True)
+    gathered = _gathered_for_sync(job)
+    sync = Phase("sync", _some({**held, "gathered weights": gathered, "sync": reordering(job)}), on_host(job))
+    drawing = Phase(name, _some({**held, **sampling(job)}), on_host(job))
+    return [sync, drawing] if gathered else [drawing]
+
+
+def _passes(job: Job) -> list[tuple[str, str, bool]]:
+    return [(forward.phase, forward.role, forward.logits) for forward in job.passes]
+
+
+def _forward(job: Job, name: str, model: Model, with_logits: bool) -> Phase:
+    """A pass without gradient; the decoder's copy of the weights is there until the rollout's passes are done."""
+    tokens = min(model.token_budget or job.updates.token_budget, job.epoch_tokens / job.devices)
+    each = activations(job, model)
+    own = {
+        "gathered weights": _gathered(job, model),
+        "autocast's copies": float(model.base * job.autocast) if model.whole and _casts(job) else 0.0,
+        "activations": tokens * each.forward,
+        "logits": logits(job, model, tokens) if with_logits else 0.0,
+    }
+    return Phase(name, _some({**standing(job), **decoder_weights(job), **own}), on_host(job))
+
+
+def _update(job: Job) -> Phase:
+    """An update's micro-batch, at the end of its forward pass or on its way back, whichever holds more."""
+    tokens, models = job.row_tokens, job.trained
+    activations_kept = sum(kept(job, model, tokens) for model in models)
+    own = {
+        "gathered weights": sum(_gathered(job, model) for model in models),
+        "autocast's copies": sum(_cast_copies(job, model) for model in models),
+        "activations": activations_kept,
+        "logits and backward": _on_the_way(job, activations_kept),
+        "kept from the rollout": _kept_from_rollout(job),
+    }
+    return Phase("update", _some({**standing(job), **own}), on_host(job))
+
+
+def _on_the_way(job: Job, activations_kept: float) -> float:
+    """What comes beside activations and gradients: the most of the forward's end, the backward's start and its end.
+
+    The last update's gradients are there until the first micro-batch's forward pass is done. With one micro-batch an
+    update the backward pass so begins without any, and ends without activations.
+    """
+    tokens, models = job.row_tokens, job.trained
+    one = job.micro_batches == 1
+    old = gradients(job).get("gradients", 0.0) if one else 0.0
+    forward = sum(logits(job, model, tokens) for model in models)
+    heads = [logits(job, m, tokens) + selected(job, m, tokens) + _head_gradients(job, m) for m in models]
+    layers = [in_backward(job, m, tokens) + _layer_gradients(job, m) for m in models]
+    end = max(layers) - activations_kept if one else 0.0
+    return max(forward, max([*heads, *layers]) - old, end)
+
+
+def _kept_from_rollout(job: Job) -> float:
+    """On CPU freed memory stays with the process (``models.cpu_memory``).
+
+    The sampler's weights and cache leave pieces between what lives on; the update's blocks are larger than these.
+    """
+    if not job.on_cpu or job.decoding is None or not job.draws:
+        return 0.0
+    return sum(decoder_weights(job).values()) + cache_bytes(job)
+
+
+def _step(job: Job) -> Phase:
+    """The optimizer's step."""
+    learnt = sum(model.learnt * state_width(job, model) for model in job.trained) * job.share(job.rule.states)
+    matrix = max(largest(model) * state_width(job, model) for model in job.trained)
+    made = learnt * job.optimizer.whole_temporaries + matrix * job.optimizer.single_temporaries
+    on_device = {} if job.rule.host_states and not job.on_cpu else {"optimizer's temporaries": made}
+    return Phase("optimizer step", _some({**standing(job), **on_device}), on_host(job))
+
+
+def _save(job: Job, before: float) -> Phase:
+    """A checkpoint: the file is put together in memory before it is written.
+
+    On CPU it stands on top of the peak before it: freed memory stays with the process (``models.cpu_memory``), in
+    pieces between what lives on, and one block of the whole file fits in none of them.
+    """
+    size = sum(m.learnt * (trained_width(job, m) + job.optimizer.states * state_width(job, m)) for m in job.trained)
+    if job.on_cpu:
+        return Phase("checkpoint", {"held or kept from the peak before": before, "checkpoint file": size})
+    return Phase("checkpoint", _some(standing(job)), {**on_host(job), "checkpoint file": size})
+
+
+def _gathered_for_sync(job: Job) -> float:
+    """The whole policy, for the moment in which the sampler takes it."""
+    if not job.rule.weights:
+        return 0.0
+    gathered = [m for m in job.models if not m.whole_first] if job.rule.gathers_all else [job.policy]
+    return float(sum((m.base + m.adapters) * job.width(m) for m in gathered))
+
+
+def _gathered(job: Job, model: Model) -> float:
+    """A layer at work, the next one on its way, and what is outside the layers; with gradients where it trains."""
+    if not job.rule.weights:
+        return 0.0
+    live = min(job.rule.live, model.base) if job.rule.live else 2 * model.shape.per_layer + model.outer
+    twice = 2 if model.whole else 1
+    return float(live * job.width(model) * twice)
+
+
+def _casts(job: Job) -> bool:
+    """Whether autocast makes narrow copies of the weights."""
+    return bool(job.autocast) and not job.rule.narrow
+
+
+def _cast_copies(job: Job, model: Model) -> float:
+    """Autocast's copies: of trained weights until the forward pass ends, of a layer's until its backward."""
+    if not _casts(job) or job.autocast >= job.width(model):
+        return 0.0
+    stays = model.whole or not job.updates.checkpointing
+    return float(job.autocast * (model.base if stays else model.shape.per_layer))
+
+
+def _head_gradients(job: Job, model: Model) -> float:
+    """The LM head's gradient as it is summed up over chunks, and the copy of it in the weight's layout."""
+    return (
+        0.0 if model.scalar or not model.whole else 2.0 * model.shape.vocabulary * model.shape.hidden * job.width(model)
+    )
+
+
+def _layer_gradients(job: Job, model: Model) -> float:
+    """A layer's new gradients, before they are added to those of earlier micro-batches."""
+    return float(model.shape.per_layer * job.width(model)) if model.whole else 0.0
+
+
+def _some(parts: dict[str, float]) -> dict[str, float]:
+    return {name: size for name, size in parts.items() if size}

@@ -1,0 +1,139 @@
+"""Parts of a plan against hand-made sums, and against what the sampler, the optimizer and peft really allocate."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tests.planning.made import LLAMA, big, job, shape
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from rlhf_lightning.holdings import Decoding, Updates
+from rlhf_lightning.models.lora import LoRA
+from rlhf_lightning.planning.job import Lengths, Model
+from rlhf_lightning.planning.memory import peak, phases
+from rlhf_lightning.planning.resolve import optimizer_of
+from rlhf_lightning.planning.sampling import cache_bytes
+from rlhf_lightning.planning.shapes import shape_of
+from rlhf_lightning.planning.sharding import FSDP2, ZERO2, ZERO3, rule_of
+from rlhf_lightning.planning.standing import gradients, states, weights
+from rlhf_lightning.samplers.decoders import choose_decoder
+
+
+def real(**changed):
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(**{**LLAMA, **changed}))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_parameters_are_the_models_own(tied):
+    found = shape(tie_word_embeddings=tied)
+    assert found.parameters == sum(p.numel() for p in real(tie_word_embeddings=tied).parameters())
+    assert (found.head == 0) == tied
+
+
+def test_adapters_are_pefts_own():
+    adapted = LoRA(rank=4)(real())
+    assert shape().adapters(4) == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+
+
+def test_the_cache_is_the_decoders_own():
+    model = real()
+    decoder = choose_decoder("auto", model)
+    decoder.load(model, None)
+    session = decoder.start([[5] * 8, [6] * 8], torch.tensor([0, 0, 1, 1]), 16)
+    held = [t for c in session._caches for t in (c._prompt_keys, c._prompt_values, c._keys, c._values)]
+    whole = sum(t.untyped_storage().nbytes() for t in held)
+    planned = cache_bytes(job(decoding=Decoding(16, 4), lengths=Lengths(8, 16)))
+    assert planned == pytest.approx(whole * (1 + 1 / 3))  # one of three layers twice
+
+
+def test_what_glm4_needs_by_hand():
+    """9.4 B parameters: 4 bytes of weight, 4 of gradient and 8 of Adam's states each, the last two where it trains."""
+    run = job(Model("policy", "glm", big(), 4, trained=True), Model("reference", "glm", big(), 4))
+    count = 9_399_951_360
+    assert big().parameters == count
+    assert weights(run) == {"weights: policy": 4 * count, "weights: reference": 4 * count}
+    assert gradients(run) == {"gradients": 4 * count}
+    assert states(run) == {"optimizer states": 8 * count}
+
+
+@pytest.mark.parametrize(
+    ("strategy", "parts"),
+    [
+        # weights, gradients, states, each of 16 ranks, in parameters; ZeRO keeps 4-byte masters with the states
+        ("ddp", (4, 4 + 4, 8)),
+        ("fsdp2", (4 / 16, 4 / 16, 8 / 16)),
+        ("deepspeed_stage_1", (2, 2, 12 / 16)),
+        ("deepspeed_stage_2", (2, 2 / 16, 12 / 16)),
+        ("deepspeed_stage_3", (2 / 16, 2 / 16, 12 / 16)),
+    ],
+)
+def test_what_each_strategy_divides(strategy, parts):
+    run = job(Model("policy", "glm", big(), 4, trained=True), strategy=strategy, devices=16, autocast=2)
+    count, buckets = big().parameters, 2 * run.rule.buckets
+    found = [sum(part(run).values()) for part in (weights, gradients, states)]
+    assert found == pytest.approx([count * parts[0], count * parts[1] + buckets, count * parts[2]])
+
+
+def test_offload_moves_states_to_the_host():
+    model = Model("policy", "glm", big(), 4, trained=True)
+    run = job(model, strategy="deepspeed_stage_3_offload", devices=8, on_cpu=False, autocast=2, decoding=None)
+    update = next(phase for phase in phases(run) if phase.name == "update")
+    assert "optimizer states" not in update.parts and update.host["optimizer states"] == 8 * big().parameters
+
+
+def test_a_critic_on_shared_weights_adds_its_adapters_alone():
+    policy = Model("policy", "here", shape(), 4, trained=True, rank=4)
+    critic = Model("critic", "here", shape(), 4, trained=True, scalar=True, rank=4, weights_of="policy")
+    assert weights(job(policy, critic))["weights: critic"] == 4 * shape().adapters(4)
+    sharded = job(policy, critic, strategy="fsdp2", devices=2)
+    assert weights(sharded)["weights: critic"] == 2 * (shape().adapters(4) + shape().scalar_parameters)
+
+
+def test_a_scorers_model_comes_whole_before_it_is_sharded():
+    scorer = Model("reward_model", "rm", big(), 2, scalar=True, whole_first=True, served=True)
+    run = job(Model("policy", "here", shape(), 4, trained=True), scorer, strategy="fsdp2", devices=64)
+    load = next(phase for phase in phases(run) if phase.name == "load reward_model")
+    assert load.parts["whole: reward_model"] == 2 * big().scalar_parameters
+
+
+def test_checkpointing_lowers_the_peak_and_more_tokens_raise_it():
+    plain = job(updates=Updates(1, 16, 4, 2048, 1, 64), decoding=None)
+    less = job(updates=replace(plain.updates, checkpointing=True), decoding=None)
+    more = job(updates=replace(plain.updates, prompts=32, token_budget=4096), decoding=None)
+    assert peak(less).total < peak(plain).total < peak(more).total
+
+
+@pytest.mark.parametrize(
+    ("make", "states", "temporaries"),
+    [
+        (lambda p: torch.optim.AdamW(p, lr=1e-3, fused=True), 2, (0, 0)),
+        (lambda p: torch.optim.AdamW(p, lr=1e-3), 2, (0, 2)),
+        (lambda p: torch.optim.AdamW(p, lr=1e-3, foreach=True), 2, (1, 0)),
+        (lambda p: torch.optim.SGD(p, lr=1e-3), 0, (0, 0)),
+        (lambda p: torch.optim.SGD(p, lr=1e-3, momentum=0.9, foreach=False), 1, (0, 2)),
+    ],
+)
+def test_an_optimizer_tells_what_it_keeps(make, states, temporaries):
+    found = optimizer_of(make, on_cpu=True)
+    assert (found.states, found.whole_temporaries, found.single_temporaries) == (states, *temporaries)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "rule"),
+    [
+        ("fsdp2", FSDP2),
+        ({"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"}, FSDP2),
+        ({"class_path": "rlhf_lightning.strategies.fsdp2.FSDP2", "init_args": {}}, FSDP2),
+        ({"class_path": "lightning.pytorch.strategies.DeepSpeedStrategy", "init_args": {"stage": 3}}, ZERO3),
+        ({"class_path": "lightning.pytorch.strategies.DeepSpeedStrategy"}, ZERO2),
+    ],
+)
+def test_a_strategy_is_known_by_name_and_by_class(strategy, rule):
+    assert rule_of(strategy, 4) == rule
+
+
+def test_a_scalar_head_stands_in_the_lm_heads_place():
+    found = shape_of(AutoConfig.for_model(**LLAMA))
+    assert found.parameters - found.scalar_parameters == 512 * 64 - 64
