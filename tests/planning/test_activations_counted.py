@@ -6,6 +6,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from tests.planning.made import LLAMA, job
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlhf_lightning.functional.packing import pack_groups
@@ -15,7 +16,6 @@ from rlhf_lightning.models.prepare import trainable
 from rlhf_lightning.planning.activations import activations, in_backward, kept
 from rlhf_lightning.planning.job import Lengths, Model
 from rlhf_lightning.planning.shapes import shape_of
-from tests.planning.made import LLAMA, job
 
 PROMPT, RESPONSE, GROUPS, SAMPLES = 24, 41, 3, 2
 GLM4 = {**LLAMA, "model_type": "glm4", "head_dim": 16, "pad_token_id": 0, "eos_token_id": 1}
@@ -49,7 +49,9 @@ def saved(sizes, layers, *, lora=None, autocast=False, checkpointing=False):
 
 
 def planned(sizes, *, lora=None, autocast=False, checkpointing=False):
-    model = Model("policy", "here", shape_of(AutoConfig.for_model(**sizes)), 4, trained=True, rank=lora.rank if lora else 0)
+    model = Model(
+        "policy", "here", shape_of(AutoConfig.for_model(**sizes)), 4, trained=True, rank=lora.rank if lora else 0
+    )
     run = job(model, autocast=2 if autocast else 0, lengths=Lengths(PROMPT, RESPONSE))
     updates = run.updates.__class__(1, GROUPS, SAMPLES, 4096, 1, 64, checkpointing)
     return run.changed(updates=updates), model

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tests.planning.made import LLAMA, big, job, shape
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlhf_lightning.holdings import Decoding, Updates
@@ -18,7 +19,6 @@ from rlhf_lightning.planning.shapes import shape_of
 from rlhf_lightning.planning.sharding import FSDP2, ZERO2, ZERO3, rule_of
 from rlhf_lightning.planning.standing import gradients, states, weights
 from rlhf_lightning.samplers.decoders import choose_decoder
-from tests.planning.made import LLAMA, big, job, shape
 
 
 def real(**changed):
@@ -49,7 +49,7 @@ def test_the_cache_is_the_decoders_own():
 
 
 def test_what_glm4_needs_by_hand():
-    """9.4 B parameters: 4 bytes of weight, 4 of gradient and 8 of Adam's states each, the last three where it trains."""
+    """9.4 B parameters: 4 bytes of weight each, and 4 of gradient and 8 of Adam's states where they train."""
     run = job(Model("policy", "glm", big(), 4, trained=True), Model("reference", "glm", big(), 4))
     count = 9_399_951_360
     assert big().parameters == count

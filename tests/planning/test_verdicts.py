@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 
 import pytest
+from tests.planning.made import big, job, shape
 
 from rlhf_lightning.holdings import Forward, Updates
 from rlhf_lightning.planning.job import Lengths, Model
@@ -14,7 +15,6 @@ from rlhf_lightning.planning.memory import peak
 from rlhf_lightning.planning.plan import plan
 from rlhf_lightning.planning.sharding import FSDP2
 from rlhf_lightning.planning.verdict import devices_needed, fits, largest_budget, with_budget
-from tests.planning.made import big, job, shape
 
 GPU = DEVICES["a100-80gb"]
 
@@ -71,7 +71,9 @@ def test_advised_devices_fit():
 def test_a_reward_model_too_large_for_a_device_is_served_elsewhere():
     scorer = Model("reward_model", "models/orm", big(), 2, scalar=True, whole_first=True, served=True)
     base = glm(strategy="fsdp2", devices=64, updates=Updates(8, 128, 4, 2048, 1, 1024, True), memory=40e9)
-    run = base.changed(models=(*base.models, replace(scorer, width=8)), forwards=(Forward("score", "reward_model", False),))
+    run = base.changed(
+        models=(*base.models, replace(scorer, width=8)), forwards=(Forward("score", "reward_model", False),)
+    )
     made = plan(run, GPU)
     assert made.peak.name == "load reward_model"
     assert any("rlhf serve-rm" in said and "models/orm" in said for said in made.remedies)

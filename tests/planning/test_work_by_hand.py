@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from tests.planning.made import big, job, shape
 
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.holdings import Decoding, Forward, Updates
 from rlhf_lightning.planning.job import Lengths, Model
 from rlhf_lightning.planning.machines import DEVICES, Machine, machine_named, quantity
 from rlhf_lightning.planning.work import epoch, forward_flops, rollout_flops, update_flops
-from tests.planning.made import big, job, shape
 
 # a layer of the small Llama: q 64·64, k and v 64·32 each, o 64·64, the MLP's three 64·160
 LAYER = 64 * 64 + 2 * 64 * 32 + 64 * 64 + 3 * 64 * 160
@@ -45,7 +45,7 @@ def test_a_rollout_by_hand():
 
 
 def test_decoding_waits_for_the_memory():
-    """One sequence at a time: each of its 17 steps reads all weights and the cache so far, at half of 1e10 bytes a second."""
+    """One sequence: each of its 17 steps reads all weights and the cache so far, at half of 1e10 bytes a second."""
     alone = run(updates=Updates(1, 1, 1, 4096, 1, 64), decoding=Decoding(17, 1), forwards=())
     work = epoch(alone, MACHINE)[0]
     cache = 2 * LAYERS * 32 * 4 * (8 + 17 / 2)
