@@ -55,5 +55,5 @@ def _run(kind: str, arguments: dict[str, Any], data: str, task: dict[str, Any]) 
     return {
         "model": {"class_path": kind, "init_args": arguments},
         "data": {"class_path": data, "init_args": {"task": task}},
-        "trainer": {"max_epochs": 2, "enable_progress_bar": False},
+        "trainer": {"max_epochs": 3, "enable_progress_bar": False},
     }

@@ -43,7 +43,7 @@ def saved(sizes, layers, *, lora=None, autocast=False, checkpointing=False):
 
     context = torch.autocast("cpu", dtype=torch.bfloat16) if autocast else nullcontext()
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x), context:
-        states = packed_states(causal_lm(model), row())
+        states = packed_states(causal_lm(model), row(), torch.arange(len(row().input_ids)))
     assert states.requires_grad
     return sum(found.values()), len(states)
 

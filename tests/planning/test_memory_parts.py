@@ -49,7 +49,7 @@ def test_the_cache_is_the_decoders_own():
 
 
 def test_what_glm4_needs_by_hand():
-    """9.4 B parameters: 4 bytes of weight, 4 of gradient and 8 of Adam's states each, the last two where it trains."""
+    """9.4 B parameters: 4 bytes of weight each, and 4 of gradient and 8 of Adam's states where they train."""
     run = job(Model("policy", "glm", big(), 4, trained=True), Model("reference", "glm", big(), 4))
     count = 9_399_951_360
     assert big().parameters == count

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from rlhf_lightning.cli import main, plans
 from rlhf_lightning.configfiles import shipped_configs
-from rlhf_lightning.models.sources import EMBEDDED
 from rlhf_lightning.planning.machines import machine_named
 
 PAPER = [name for name in shipped_configs() if name.startswith("paper/")]
+ROOT = Path(__file__).parents[2]
+TEXT = "\n".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/plan.md"))
+COMMANDS = sorted(set(re.findall(r"^rlhf plan [^#\n]+", TEXT, flags=re.MULTILINE)))
 QUICK = ["--trainer.max_epochs=1", "--model.prompts_per_rollout=4", "--model.updates_per_rollout=1"]
 
 
@@ -98,7 +103,7 @@ def test_unknown_sizes_are_refused_with_how_to_state_them(rlhf, tmp_path):
         (["--devices", "0"], "--devices"),
         (["--mfu", "4"], "--mfu"),
         (["--architecture", "x"], "PLACE=CARD"),
-        (["--architecture", f"{EMBEDDED / 'arithmetic'}=glm5"], "glm4-9b"),
+        (["--architecture", "embedded-arithmetic=glm5"], "glm4-9b"),
         (["--trainer.strategy=fsdp9"], "trainer.strategy"),
     ],
 )
@@ -113,6 +118,11 @@ def test_tables_show_parts_and_verdict(rlhf):
     assert code == 1
     for word in ("optimizer states", "gradients", "activations", "does not fit", "assumed", "FLOP", "["):
         assert word in out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_that_are_shown_work(rlhf, command):
+    assert rlhf(*shlex.split(command)[1:])[0] in (0, 1)
 
 
 def with_memory(monkeypatch, size):

@@ -45,7 +45,7 @@ def test_a_rollout_by_hand():
 
 
 def test_decoding_waits_for_the_memory():
-    """One sequence at a time: each of 17 steps reads all weights and the cache so far, at 5e9 bytes a second."""
+    """One sequence: each of its 17 steps reads all weights and the cache so far, at half of 1e10 bytes a second."""
     alone = run(updates=Updates(1, 1, 1, 4096, 1, 64), decoding=Decoding(17, 1), forwards=())
     work = epoch(alone, MACHINE)[0]
     cache = 2 * LAYERS * 32 * 4 * (8 + 17 / 2)

@@ -167,9 +167,7 @@ class RLHFCLI(LightningCLI):
     def _check_fit(self) -> None:
         from rlhf_lightning.cli.plans import check_fit
 
-        check_fit(
-            self.model, self.datamodule, json.loads(self._parser("fit").dump(self._own, format="json"))["trainer"]
-        )
+        check_fit(self.model, self.datamodule, self._own["trainer"].as_dict())
 
     @property
     def _own(self) -> Any:

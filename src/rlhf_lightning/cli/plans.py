@@ -85,6 +85,8 @@ def lengths_in(module: EdgeModule, data: Mapping[str, Any] | None) -> Lengths:
     try:
         if data is None:
             raise ConfigError("there is no data")
+        if away := [held.source.place for held in module.holdings().models if held.source.config_at_hand() is None]:
+            raise ConfigError(f"{away[0]} is not on this machine")
         made = _made("data", LightningDataModule, data)
         module.preflight(made)
         return lengths_of(module, made)

@@ -160,6 +160,11 @@ class EmbeddedArithmetic(Folder):
     def __init__(self) -> None:
         super().__init__(str(EMBEDDED / "arithmetic"))
 
+    @property
+    def place(self) -> str:
+        """Its name: it has no folder of the user's."""
+        return "embedded-arithmetic"
+
 
 @register("model_source", "smollm2-135m-instruct")
 class SmolLM2(ModelSource):

@@ -13,6 +13,9 @@ from rlhf_lightning.planning.job import Job, Model
 from rlhf_lightning.planning.sampling import cache_bytes, decoder_weights, largest, reordering, sampling
 from rlhf_lightning.planning.standing import gradients, on_host, standing, state_width, trained_width
 
+BUFFER_GROWTH = 1.125
+"""By what Python's BytesIO grows when it is full (CPython, ``resize_buffer``)."""
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -149,15 +152,17 @@ def _step(job: Job) -> Phase:
 
 
 def _save(job: Job, before: float) -> Phase:
-    """A checkpoint: the file is put together in memory before it is written.
+    """A checkpoint: the file is put together in memory before it is written, in a buffer that grows by an eighth.
 
     On CPU it stands on top of the peak before it: freed memory stays with the process (``models.cpu_memory``), in
-    pieces between what lives on, and one block of the whole file fits in none of them.
+    pieces between what lives on, and one block of the whole file fits in none of them; after some epochs the pieces
+    of outgrown buffers have been touched too.
     """
     size = sum(m.learnt * (trained_width(job, m) + job.optimizer.states * state_width(job, m)) for m in job.trained)
+    buffer = size * BUFFER_GROWTH
     if job.on_cpu:
-        return Phase("checkpoint", {"held or kept from the peak before": before, "checkpoint file": size})
-    return Phase("checkpoint", _some(standing(job)), {**on_host(job), "checkpoint file": size})
+        return Phase("checkpoint", {"held or kept from the peak before": before, "checkpoint file": buffer})
+    return Phase("checkpoint", _some(standing(job)), {**on_host(job), "checkpoint file": buffer})
 
 
 def _gathered_for_sync(job: Job) -> float:

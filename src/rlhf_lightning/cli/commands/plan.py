@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ DEFAULT_GPU = "a100-80gb"
 
 def main(words: Sequence[str]) -> int:
     """Runs the command: its own options are taken out, the others are those of ``rlhf fit``."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when the hub's library is imported: a plan asks no network
     from rlhf_lightning.plugins import load_builtins
 
     options, rest = _parser().parse_known_args(words)
