@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -74,14 +75,16 @@ def _of_shards(checkpoint: Path) -> dict[str, Tensor]:
     whole = {name: torch.empty(kept.size, dtype=kept.properties.dtype) for name, kept in held.items()}
     names = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
     prefix = next(prefix for prefix in _PREFIXES if any(name.startswith(prefix) for name in names))
-    dcp.load({f"{prefix}{name}": tensor for name, tensor in whole.items()}, checkpoint_id=checkpoint, no_dist=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as it is meant to be
+        dcp.load({f"{prefix}{name}": tensor for name, tensor in whole.items()}, checkpoint_id=checkpoint, no_dist=True)
     return whole
 
 
 def _of_zero(checkpoint: Path) -> dict[str, Tensor]:
     if find_spec("deepspeed") is None:
         raise ConfigError(
-            f"{checkpoint} was written by DeepSpeed, which is needed to read it: pip install 'rlhf-lightning[deepspeed]'"
+            f"{checkpoint} was written by DeepSpeed, which reads it too: pip install 'rlhf-lightning[deepspeed]'"
         )
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 

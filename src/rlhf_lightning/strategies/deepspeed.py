@@ -139,8 +139,8 @@ class ZeRO(DeepSpeedStrategy):
         parts = zero_parts(path)
         if not parts:
             raise ConfigError(
-                f"zero{self.zero_stage} cannot resume from {path}, which DeepSpeed did not write: take the strategy that "
-                "wrote it, or begin a new run from its policy (policy: {name: run, path: …})"
+                f"zero{self.zero_stage} cannot resume from {path}, which DeepSpeed did not write: take the strategy "
+                "that wrote it, or begin a new run from its policy (policy: {name: run, path: …})"
             )
         assert self.lightning_module is not None
         held = read_plain(parts[0])
