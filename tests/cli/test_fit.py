@@ -186,7 +186,7 @@ def test_fast_dev_run_leaves_no_folder(rlhf, folder: Path):
     assert not (folder / "runs").exists()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
 def test_a_stopped_run_tells_how_to_go_on(rlhf, number, code):
     callback = f"{{class_path: cli_fakes.Kill, init_args: {{number: {int(number)}}}}}"
     outcome = rlhf("fit", "--config", "fake.yaml", "--trainer.max_epochs=9", f"--trainer.callbacks={callback}")

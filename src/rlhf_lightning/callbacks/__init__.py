@@ -15,12 +15,14 @@ from rlhf_lightning.callbacks.loggers import ResumableCSVLogger, ResumableTensor
 from rlhf_lightning.callbacks.metrics_log import MetricsLog
 from rlhf_lightning.callbacks.plateau import PlateauReport
 from rlhf_lightning.callbacks.plots import RunPlots
+from rlhf_lightning.callbacks.preemption import Preemption
 from rlhf_lightning.callbacks.progress import PhaseProgress
 from rlhf_lightning.callbacks.report import RunReport
 from rlhf_lightning.callbacks.reward_export import RewardModelExport
 from rlhf_lightning.callbacks.sample_table import SampleTable
 from rlhf_lightning.callbacks.samples import SampleLog
 from rlhf_lightning.callbacks.skipped_updates import SkippedUpdates
+from rlhf_lightning.callbacks.watchdog import Watchdog
 from rlhf_lightning.run_layout import CHECKPOINTS_FOLDER
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "MetricsLog",
     "PhaseProgress",
     "PlateauReport",
+    "Preemption",
     "ResumableCSVLogger",
     "ResumableTensorBoardLogger",
     "RewardModelExport",
@@ -38,6 +41,7 @@ __all__ = [
     "SampleLog",
     "SampleTable",
     "SkippedUpdates",
+    "Watchdog",
     "default_callbacks",
     "default_loggers",
 ]
@@ -52,6 +56,8 @@ def default_callbacks(run_dir: Path, given: Sequence[Callback] = ()) -> list[Cal
             display if there is another.
     """
     defaults = [
+        Watchdog(),
+        Preemption(),
         MetricsLog(),
         SampleLog(run_dir),
         SkippedUpdates(run_dir),

@@ -47,7 +47,8 @@ class RolloutCheckpoint(Checkpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves at the edge."""
         done = trainer.current_epoch + 1
-        if done % self.every == 0 or done == trainer.max_epochs or trainer.should_stop:
+        ends = done == trainer.max_epochs or trainer.should_stop or trainer.received_sigterm
+        if done % self.every == 0 or ends:
             self.save(trainer, done)
 
     def save(self, trainer: Trainer, done: int) -> None:

@@ -31,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The command line without the program's name; ``sys.argv[1:]`` when not given.
 
     Returns:
-        The exit code: 0, 2 for an error of the user's, 130 when interrupted from the keyboard, 143 when terminated.
+        The exit code: 0, 2 for an error of the user's, 130 when interrupted from the keyboard, 143 when terminated; but
+        0 for a ``fit`` that was, which has stopped where it can go on from.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -77,7 +78,7 @@ def _train(words: list[str]) -> int:
     try:
         RLHFCLI(words)
     except SIGTERMException:
-        return _stopped(words, 128 + signal.SIGTERM)
+        return _stopped(words, 0 if words[0] == "fit" else 128 + signal.SIGTERM)
     return 0
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,9 @@ def _of_shards(checkpoint: Path) -> dict[str, Tensor]:
     whole = {name: torch.empty(kept.size, dtype=kept.properties.dtype) for name, kept in held.items()}
     names = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
     prefix = next(prefix for prefix in _PREFIXES if any(name.startswith(prefix) for name in names))
-    dcp.load({f"{prefix}{name}": tensor for name, tensor in whole.items()}, checkpoint_id=checkpoint, no_dist=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as it is meant to be
+        dcp.load({f"{prefix}{name}": tensor for name, tensor in whole.items()}, checkpoint_id=checkpoint, no_dist=True)
     return whole
 
 
