@@ -25,8 +25,8 @@ class Watchdog(Callback):
 
     A collective waits for a dead rank until its own limit, half an hour by default, or fails with a message that names
     no rank. Here every rank's thread writes a count to a store that rank 0 keeps, and looks at those of the others.
-    When one has not changed for ``timeout`` seconds, or a collective has failed and one has just stopped changing, that rank
-    is named; in the first case the process also ends, with exit code 1. With one process it does nothing.
+    When one has not changed for ``timeout`` seconds, or a collective has failed and one has just stopped changing, that
+    rank is named; in the first case the process also ends, with exit code 1. With one process it does nothing.
 
     Args:
         timeout: Seconds of silence after which a rank counts as dead.
@@ -69,7 +69,7 @@ class Watchdog(Callback):
 
     def _open(self, trainer: Trainer) -> dist.TCPStore:
         """A store of our own: the run's may belong to the rank that dies, and its use is the process group's."""
-        settings = {"wait_for_workers": False, "timeout": timedelta(seconds=self.timeout)}
+        settings: dict[str, Any] = {"wait_for_workers": False, "timeout": timedelta(seconds=self.timeout)}
         environment = trainer.strategy.cluster_environment  # type: ignore[attr-defined]
         host, first = environment.main_address, ranks.rank() == 0
         own = dist.TCPStore(host, 0, is_master=True, **settings) if first else None
