@@ -24,9 +24,9 @@ class Watchdog(Callback):
     """Every rank tells the others every few seconds that it lives; one that falls silent is named on standard error.
 
     A collective waits for a dead rank until its own limit, half an hour by default, or fails with a message that names
-    no rank. Here every rank's thread writes a count to a store that rank 0 keeps, and looks at those of the others. When
-    one has not changed for ``timeout`` seconds, or a collective has failed and one has just stopped changing, that rank
-    is named; in the first case the process also ends, with exit code 1. With one process it does nothing.
+    no rank. Here every rank's thread writes a count to a store that rank 0 keeps, and looks at those of the others.
+    When one has not changed for ``timeout`` seconds, or a collective has failed and one has just stopped changing, that
+    rank is named; in the first case the process also ends, with exit code 1. With one process it does nothing.
 
     Args:
         timeout: Seconds of silence after which a rank counts as dead.
