@@ -146,7 +146,16 @@ def test_what_is_measured_after_the_last_rollout_is_one_more_row(run_dir, capsys
 def test_callbacks_that_the_user_gave_replace_the_defaults(run_dir):
     given = [SampleLog(run_dir, per_rollout="all"), RichProgressBar()]
     kinds = [type(callback).__name__ for callback in default_callbacks(run_dir, given)]
-    assert kinds == ["MetricsLog", "SkippedUpdates", "RunPlots", "RunReport", "RewardModelExport", "RolloutCheckpoint"]
+    assert kinds == [
+        "Watchdog",
+        "Preemption",
+        "MetricsLog",
+        "SkippedUpdates",
+        "RunPlots",
+        "RunReport",
+        "RewardModelExport",
+        "RolloutCheckpoint",
+    ]
 
 
 def test_only_the_first_process_writes(run_dir, monkeypatch):

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from datetime import timedelta
+from typing import Any
 
 import torch.distributed as dist
 from lightning import LightningModule, Trainer
