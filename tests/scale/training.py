@@ -28,6 +28,7 @@ from rlhf_lightning.data.demonstrations import DemonstrationData
 from rlhf_lightning.data.prompts import PromptData
 from rlhf_lightning.grouping import join_rollouts
 from rlhf_lightning.kl import Fixed, KLTerm
+from rlhf_lightning.losses import Clip
 from rlhf_lightning.models import LoRA, TinyLlama
 from rlhf_lightning.modules import GRPOModule, PPOModule, RewardModel, SFTModule
 from rlhf_lightning.samplers import InProcessSampler
@@ -113,12 +114,41 @@ def reward_model(**changed: Any) -> Made:
 
 
 def rewarded(reward_model: str, **changed: Any) -> Made:
-    return grpo(scorers=[RewardModelScorer(reward_model, token_budget=64)], **changed)
+    scorer = RewardModelScorer(reward_model, token_budget=64)
+    module, data = grpo(scorers=[scorer], **changed)
+    module.judge = lambda: scorer.judge.model
+    return module, data
+
+
+class Spoiled(Clip):
+    """On one rank, and in one micro-batch of the second update, the loss is not a number."""
+
+    calls = 0
+
+    def __call__(self, new: Any, batch: Any) -> Any:
+        loss, diagnostics = super().__call__(new, batch)
+        here = self.calls == batch.micro_batches and ranks.rank() == 0
+        self.calls += 1
+        return loss * (float("nan") if here else 1.0), diagnostics
+
+
+def spoiled(**changed: Any) -> Made:
+    return grpo(policy_loss=Spoiled(), **changed)
 
 
 KINDS: dict[str, Callable[..., Made]] = {
-    made.__name__: made for made in (grpo, ppo, shared_ppo, rewarded, sft, reward_model)
+    made.__name__: made for made in (grpo, ppo, shared_ppo, rewarded, spoiled, sft, reward_model)
 }
+
+
+def held(model: Any) -> int:
+    """How many of a model's numbers this rank holds."""
+    return sum(_own(parameter).numel() for parameter in model.parameters())
+
+
+def _own(parameter: Any) -> Any:
+    part = getattr(parameter, "ds_tensor", parameter)
+    return part.to_local() if hasattr(part, "to_local") else part
 
 
 def train(
@@ -137,7 +167,7 @@ def train(
     export: str | None = None,
     **changed: Any,
 ) -> None:
-    """Fits, and lets rank 0 write ``weights.safetensors`` and ``metrics.json`` into the folder; exports if asked to."""
+    """Fits; rank 0 writes ``weights.safetensors``, ``metrics.json`` and ``held.json``. Exports if asked to."""
     torch.manual_seed(1)
     module, data = KINDS[kind](**common(lora, checkpointing), **changed)
     out, rows = Path(folder), []
@@ -156,10 +186,12 @@ def train(
         out.mkdir(parents=True, exist_ok=True)
         save_file({name: tensor.clone().contiguous() for name, tensor in weights.items()}, out / "weights.safetensors")
         (out / "metrics.json").write_text(json.dumps(rows))
+        models = module.models() | ({"judge": module.judge()} if hasattr(module, "judge") else {})
+        (out / "held.json").write_text(json.dumps({name: held(model) for name, model in models.items()}))
 
 
 if __name__ == "__main__":
-    faulthandler.dump_traceback_later(int(os.environ.get("PATIENCE", 90)), exit=True)  # where it hangs
     told = json.loads(sys.argv[1])
     for one in told if isinstance(told, list) else [told]:
+        faulthandler.dump_traceback_later(int(os.environ.get("PATIENCE", 90)), exit=True)  # where it hangs
         train(**one)
