@@ -54,6 +54,7 @@ class ZeRO(DeepSpeedStrategy):
 
     Args:
         stage: 2 or 3.
+        exclude_frozen_parameters: Leave frozen weights out of checkpoints, as under every other strategy.
         kwargs: As Lightning's ``DeepSpeedStrategy``: ``offload_optimizer`` and ``offload_parameters`` keep them in CPU
             memory. An offloaded optimizer steps there, whichever it is; ``deepspeed.ops.adam.DeepSpeedCPUAdam`` is the
             quickest.
@@ -62,14 +63,14 @@ class ZeRO(DeepSpeedStrategy):
         ConfigError: If DeepSpeed is not installed, or the stage is another one.
     """
 
-    def __init__(self, stage: int = 2, **kwargs: Any) -> None:
+    def __init__(self, stage: int = 2, exclude_frozen_parameters: bool = True, **kwargs: Any) -> None:
         if stage not in (2, 3):
             raise ConfigError(f"trainer.strategy: stage must be 2 or 3, got {stage}")
         if find_spec("deepspeed") is None:
             raise ConfigError(
                 f"trainer.strategy: zero{stage} needs DeepSpeed. It comes with: pip install 'rlhf-lightning[deepspeed]'"
             )
-        super().__init__(**{"stage": stage, "exclude_frozen_parameters": True, **kwargs})
+        super().__init__(stage=stage, exclude_frozen_parameters=exclude_frozen_parameters, **kwargs)
         assert isinstance(self.config, dict)
         self.config.setdefault("zero_force_ds_cpu_optimizer", False)
 
