@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tests.scale.processes import train_all
 from torch import Tensor
 
-from rlhf_lightning.models.checkpoints import read_checkpoint
+from rlhf_lightning.models.checkpoints import read_checkpoint, read_training
 
 OWN = 0.0
 """Most that a weight may differ by where a strategy resumes from its own: not at all."""
@@ -107,3 +107,64 @@ def test_folders_are_whole_named_and_hold_what_was_trained(root, name):
 @pytest.mark.parametrize(("name", "origin"), [("one", "fsdp2"), ("fsdp2", "one"), ("fsdp2", "ddp")])
 def test_files_resume_across(root, name, origin):
     assert furthest(weights(root / f"{name} from {origin}"), weights(root / "one")) <= ACROSS
+
+
+ADAPTERS = {"kind": "grpo", "lora": True}
+CRITIC = {"kind": "ppo"}
+SHARDS = STRATEGIES["fsdp2 shards"]
+ACROSS_KINDS: list[dict[str, Any]] = [ADAPTERS, CRITIC]
+
+
+@pytest.fixture(scope="module")
+def crossed(tmp_path_factory) -> Path:
+    """Runs whose frozen weights stand between those that train, or with two groups, resumed under other strategies."""
+    root = tmp_path_factory.mktemp("crossed")
+
+    def of(settings: dict[str, Any], name: str, origin: str | None = None, own: dict[str, Any] | None = None) -> Any:
+        return {**case(root / settings["kind"], name, origin), **settings, **(own or {})}
+
+    train_all([of(kind, "one") for kind in ACROSS_KINDS], world=1)
+    begun = ("fsdp2", "fsdp2 shards", "fsdp1")
+    resumed = [("fsdp2", "one"), ("fsdp2 shards", "one"), ("ddp", "fsdp2 shards"), ("fsdp2", "fsdp1")]
+    whole = [of(kind, name) for kind in ACROSS_KINDS for name in begun]
+    train_all([*whole, *(of(kind, *pair) for kind in ACROSS_KINDS for pair in resumed)], world=2)
+    train_all([of(kind, "one", origin) for kind in ACROSS_KINDS for origin in begun], world=1)
+    for world in (1, 3):
+        train_all([of(kind, f"{world} ranks", "fsdp2 shards", SHARDS) for kind in ACROSS_KINDS], world=world)
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.scale
+@pytest.mark.parametrize("kind", ["grpo", "ppo"])
+@pytest.mark.parametrize(
+    "resumed",
+    [
+        "fsdp2 from one",
+        "fsdp2 shards from one",
+        "ddp from fsdp2 shards",
+        "fsdp2 from fsdp1",
+        "one from fsdp2",
+        "one from fsdp2 shards",
+        "one from fsdp1",
+        "1 ranks from fsdp2 shards",
+        "3 ranks from fsdp2 shards",
+    ],
+)
+def test_strategy_and_number_of_ranks_may_change(crossed, kind, resumed):
+    """The optimizer's states among what is saved: without them, Adam's first step would be a whole one."""
+    whole = weights(crossed / kind / "one")
+    assert furthest(weights(crossed / kind / resumed), whole) <= ACROSS
+    ended = torch.load(crossed / kind / "one" / "last.ckpt", weights_only=True)["optimizer_states"][0]["state"]
+    last = crossed / kind / resumed / "last.ckpt"
+    states = read_training(last) if last.is_dir() else torch.load(last, weights_only=True)
+    ours = list(states["optimizer_states"][0]["state"].values())
+    assert len(ours) == len(ended) and {int(state["step"]) for state in ours} == {6}
+
+
+@pytest.mark.slow
+@pytest.mark.scale
+def test_a_folder_of_deepspeeds_is_for_deepspeed(root):
+    told = case(root, "one", "zero2")
+    with pytest.raises(AssertionError, match=r"only the strategy that wrote .*DeepSpeed's, can resume from it"):
+        train_all([told], world=1)

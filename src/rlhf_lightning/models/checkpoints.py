@@ -25,6 +25,9 @@ META = "meta.pt"
 TAG = "checkpoint"
 """The folder in a folder of DeepSpeed's that holds the parts."""
 
+OPTIMIZER = "optimizer_"
+"""What Lightning's strategies put before an optimizer's number."""
+
 _PREFIXES = ("state_dict.", "model.")
 """What Lightning's strategies for FSDP 2 and FSDP 1 put before names."""
 
@@ -42,6 +45,18 @@ def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
     if checkpoint.is_dir():
         raise ConfigError(f"{checkpoint} is a folder, but neither FSDP's shards ({META}) nor DeepSpeed's ({TAG}/)")
     return read_plain(checkpoint)
+
+
+def read_training(checkpoint: Path) -> dict[str, Any]:
+    """All that a folder of FSDP's shards holds, as a file would; ``optimizer_states`` are by the parameters' names."""
+    from lightning.fabric.utilities.load import _load_distributed_checkpoint
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as it is meant to be
+        held = _load_distributed_checkpoint(checkpoint)
+    weights = next(held.pop(prefix[:-1]) for prefix in _PREFIXES if prefix[:-1] in held)
+    states = [held.pop(name) for name in sorted(held) if name.startswith(OPTIMIZER)]
+    return {**held, "state_dict": weights} | ({"optimizer_states": states} if states else {})
 
 
 def is_sharded(checkpoint: Path) -> bool:
@@ -70,11 +85,15 @@ def shard_sizes(checkpoint: Path) -> dict[str, dcp.TensorStorageMetadata]:
     }
 
 
-def _of_shards(checkpoint: Path) -> dict[str, Tensor]:
-    held = shard_sizes(checkpoint)
-    whole = {name: torch.empty(kept.size, dtype=kept.properties.dtype) for name, kept in held.items()}
+def weights_prefix(checkpoint: Path) -> str:
+    """What stands before the names of weights in a folder of FSDP's shards."""
     names = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
-    prefix = next(prefix for prefix in _PREFIXES if any(name.startswith(prefix) for name in names))
+    return next(prefix for prefix in _PREFIXES if any(name.startswith(prefix) for name in names))
+
+
+def _of_shards(checkpoint: Path) -> dict[str, Tensor]:
+    held, prefix = shard_sizes(checkpoint), weights_prefix(checkpoint)
+    whole = {name: torch.empty(kept.size, dtype=kept.properties.dtype) for name, kept in held.items()}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as it is meant to be
         dcp.load({f"{prefix}{name}": tensor for name, tensor in whole.items()}, checkpoint_id=checkpoint, no_dist=True)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from lightning import LightningModule
 
 from rlhf_lightning.functional._products import products_kind, set_products_kind
+from rlhf_lightning.modules.optim import named_groups
 from rlhf_lightning.strategies import Sharding
 from rlhf_lightning.strategies.checkpoints import check_complete, check_identity, check_shapes, shapes
+from rlhf_lightning.strategies.optimizer_states import by_place
 
 
 class CheckpointedModule(LightningModule):
@@ -27,6 +30,10 @@ class CheckpointedModule(LightningModule):
     @abstractmethod
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must agree on with the run that resumes it."""
+
+    @abstractmethod
+    def parameter_groups(self) -> dict[str, Iterable[torch.nn.Parameter]]:
+        """Parameters by group name."""
 
     def controllers(self) -> dict[str, Any]:
         """Objects with ``state_dict`` and ``load_state_dict`` that a checkpoint must keep."""
@@ -58,8 +65,16 @@ class CheckpointedModule(LightningModule):
             frozen = self.sharding.frozen_names(self)
             wanted = {name: w for name, w in self.state_dict().items() if name not in frozen}
             check_shapes(shapes(wanted), shapes(checkpoint["state_dict"]))
+        self._number_states(checkpoint.get("optimizer_states", []))
         self.rollout_index = saved["rollout_index"]
         self.restore(saved)
+
+    def _number_states(self, optimizers: list[dict[str, Any]]) -> None:
+        """States that shards keep by name, by place, for strategies that read them so after this hook; in place."""
+        groups = named_groups(self.parameter_groups())
+        for number, states in enumerate(optimizers):
+            if any(isinstance(key, str) for key in states["state"]):
+                optimizers[number] = by_place(states, self, groups)
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """The controllers and the kind of matrix products, of what ``on_save_checkpoint`` saved under ``rlhf``."""

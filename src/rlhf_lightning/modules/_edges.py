@@ -7,7 +7,7 @@ once, from the weights, the seed and the epoch's number alone, so nothing of it 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, TypeVar
 
@@ -28,6 +28,7 @@ from rlhf_lightning.modules._checkpointed import CheckpointedModule
 from rlhf_lightning.modules.optim import StepGuard, named_groups, not_finite, warm_up
 from rlhf_lightning.modules.sharing import check_ranks
 from rlhf_lightning.strategies import Sharding, sharding_of
+from rlhf_lightning.strategies.checkpoint_files import use_checkpoint_files
 
 T = TypeVar("T")
 
@@ -90,10 +91,6 @@ class EdgeModule(CheckpointedModule):
         """Trained models with a scalar head, by what they are, with their tokenizers; for an export."""
         return {}
 
-    @abstractmethod
-    def parameter_groups(self) -> dict[str, Iterable[torch.nn.Parameter]]:
-        """Parameters by group name."""
-
     def learning_rates(self) -> dict[str, float]:
         """Learning rates of the groups that have their own; the optimizer's for the others."""
         return {}
@@ -153,6 +150,7 @@ class EdgeModule(CheckpointedModule):
         check_ranks(self.trainer, self.smallest_update)
         self.preflight(self.data)
         self.sharding = sharding_of(self.trainer.strategy)
+        use_checkpoint_files(self.trainer.strategy)
 
     def tell_callbacks(self, hook: str = "on_rollout_start", *details: Any) -> None:
         """Calls ``hook(trainer, module, *details)`` of the callbacks that have it.

@@ -22,10 +22,13 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.models.checkpoints import META, is_sharded, read_plain, zero_parts
+from rlhf_lightning.models.checkpoints import META, OPTIMIZER, is_sharded, read_plain, weights_prefix, zero_parts
 from rlhf_lightning.models.layers import decoder_layers
 from rlhf_lightning.strategies.checkpoints import check_complete, check_shapes, shapes, shard_shapes, trained_shapes
+from rlhf_lightning.strategies.optimizer_states import by_name, by_place
 from rlhf_lightning.strategies.sharding import Sharding
+
+_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 class FSDP2(ModelParallelStrategy):
@@ -65,10 +68,35 @@ class FSDP2(ModelParallelStrategy):
             check_complete(held)
         saved = shard_shapes(path) if is_sharded(path) else shapes(held["state_dict"])
         check_shapes(trained_shapes(self.lightning_module), saved)
-        if not is_sharded(path):
-            return super().load_checkpoint(path, weights_only)
-        self._load_shards(path)
-        return held
+        if is_sharded(path):
+            self._load_shards(path)
+            return held
+        self._load_whole(held, fits)
+        return {name: value for name, value in held.items() if name != "state_dict"}
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """Of a file, by the parameters' places in the optimizer, as every other strategy reads them.
+
+        Lightning would number them by their places in the module, frozen ones counted.
+        """
+        if self._save_distributed_checkpoint:
+            return super().optimizer_state(optimizer)
+        module, plain = self.lightning_module, getattr(optimizer, "optimizer", optimizer)
+        assert module is not None
+        states = get_optimizer_state_dict(module, plain, options=_WHOLE)
+        return by_place(states, module, plain.param_groups) if self.global_rank == 0 else {}
+
+    def _load_whole(self, held: Mapping[str, Any], fits: bool) -> None:
+        """Each rank takes its shards of a file's whole weights and states."""
+        module = self.lightning_module
+        assert module is not None
+        frozen = Sharding().frozen_names(module)
+        weights = {name: weight for name, weight in held["state_dict"].items() if name not in frozen}
+        whole = StateDictOptions(full_state_dict=True, strict=False)
+        set_model_state_dict(module, weights, options=whole)
+        for optimizer, states in zip(self.optimizers, held["optimizer_states"] if fits else (), strict=False):
+            named = by_name(states, module, optimizer.param_groups)
+            set_optimizer_state_dict(module, optimizer, named, options=whole)
 
     def _load_shards(self, path: Path) -> None:
         """As Lightning's, but frozen weights, which no checkpoint of ours holds, stay as they are."""
@@ -76,11 +104,11 @@ class FSDP2(ModelParallelStrategy):
         assert module is not None
         frozen = Sharding().frozen_names(module)
         weights = {name: weight for name, weight in get_model_state_dict(module).items() if name not in frozen}
-        dcp.load({"state_dict": weights}, checkpoint_id=path)
+        dcp.load({weights_prefix(path)[:-1]: weights}, checkpoint_id=path)
         set_model_state_dict(module, weights, options=StateDictOptions(strict=False))
         for number, optimizer in enumerate(self.optimizers):
             states = get_optimizer_state_dict(module, optimizer)
-            dcp.load({f"optimizer_{number}": states}, checkpoint_id=path)
+            dcp.load({f"{OPTIMIZER}{number}": states}, checkpoint_id=path)
             set_optimizer_state_dict(module, optimizer, states)
 
 
@@ -115,7 +143,7 @@ class FullySharded(Sharding):
 
     def whole(self, module: nn.Module) -> dict[str, Tensor]:
         """Gathered parameter by parameter, kept by rank 0."""
-        return get_model_state_dict(module, options=StateDictOptions(full_state_dict=True, cpu_offload=True))  # type: ignore[return-value]
+        return get_model_state_dict(module, options=_WHOLE)  # type: ignore[return-value]
 
     def load(self, module: nn.Module, weights: Mapping[str, Tensor]) -> None:
         """Each rank takes its shards."""
