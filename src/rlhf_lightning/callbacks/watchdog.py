@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
 import threading
 import time
@@ -12,9 +11,11 @@ from typing import Any
 
 import torch.distributed as dist
 from lightning import LightningModule, Trainer
+from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.pytorch.callbacks import Callback
 
 from rlhf_lightning import ranks
+from rlhf_lightning.callbacks.peers import Peer, this_process
 from rlhf_lightning.errors import ConfigError
 
 _OF_PEERS = ("gloo", "NCCL", "Connection", "peer", "TCPStore")
@@ -22,12 +23,16 @@ _OF_PEERS = ("gloo", "NCCL", "Connection", "peer", "TCPStore")
 
 
 class Watchdog(Callback):
-    """Every rank tells the others every few seconds that it lives; one that falls silent is named on standard error.
+    """Every rank tells the others every few seconds that it lives; one that dies or falls silent is named on stderr.
 
     A collective waits for a dead rank until its own limit, half an hour by default, or fails with a message that names
-    no rank. Here every rank's thread writes a count to a store that rank 0 keeps, and looks at those of the others.
-    When one has not changed for ``timeout`` seconds, or a collective has failed and one has just stopped changing, that
-    rank is named; in the first case the process also ends, with exit code 1. With one process it does nothing.
+    no rank. Here every rank's thread writes a count to a store that rank 0 keeps, looks at those of the others, and
+    at the processes of its own machine. A rank is named when its process is gone, when its count has not changed for
+    ``timeout`` seconds, or when a collective has failed and it has just stopped changing; then the process ends, with
+    exit code 1, and by itself if it can. With one process it does nothing.
+
+    Lightning's own launcher kills rank 0 without a word where a rank that it has started ends early; during a fit, it
+    is kept from that.
 
     Args:
         timeout: Seconds of silence after which a rank counts as dead.
@@ -49,11 +54,14 @@ class Watchdog(Callback):
         if ranks.world_size() == 1:
             return
         self._ended.clear()
-        self._who = ranks.gathered(f"rank {ranks.rank()} (host {socket.gethostname()}, pid {os.getpid()})")
+        self._peers: list[Peer] = ranks.gathered(this_process())
         self._store = self._open(trainer)
         self._count, self._seen = 0, [(b"", time.monotonic())] * ranks.world_size()
         self._store.set(_key(ranks.rank()), "0")
         ranks.gathered(None)  # from here on every rank's count is there to be read
+        for thread in threading.enumerate():
+            if isinstance(thread, _ChildProcessObserver):
+                thread._terminate_all = self._started_rank_ended  # type: ignore[method-assign]
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -62,11 +70,12 @@ class Watchdog(Callback):
         self._ended.set()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Where a collective failed, looks for a few seconds who is silent."""
-        if ranks.world_size() == 1 or not _is_of_peers(exception):
-            return
-        time.sleep(4 * self.interval)
-        self._name_silent(3 * self.interval)
+        """Where a collective failed, looks for a few seconds who is silent; then this process ends by itself."""
+        if ranks.world_size() > 1 and _is_of_peers(exception):
+            until = time.monotonic() + 4 * self.interval
+            while not self._name(3 * self.interval) and time.monotonic() < until:
+                time.sleep(self.interval / 4)
+        self._ended.set()
 
     def _open(self, trainer: Trainer) -> dist.TCPStore:
         """A store of our own: the run's may belong to the rank that dies, and its use is the process group's."""
@@ -80,33 +89,47 @@ class Watchdog(Callback):
     def _watch(self) -> None:
         while not self._ended.wait(self.interval):
             self._exchange()
-            if self._name_silent(self.timeout):
-                os._exit(1)
+            if self._name(self.timeout):
+                self._end()
+
+    def _end(self) -> None:
+        """Ends the process, unless it does so by itself: its collective may fail, or wait for the dead rank."""
+        if not self._ended.wait(4 * self.interval):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(1)
+
+    def _started_rank_ended(self) -> None:
+        """In the place of Lightning's, which kills all ranks of this machine and this process with them."""
+        self._name(self.timeout)
+        self._end()
 
     def _exchange(self) -> None:
         """Counts on, and notes whose counts have changed; without the store, all that is known is rank 0's silence."""
         self._count += 1
         try:
             self._store.set(_key(ranks.rank()), str(self._count))
-            counts = self._store.multi_get([_key(number) for number in range(len(self._who))])
+            counts = self._store.multi_get([_key(number) for number in range(len(self._peers))])
         except RuntimeError:
-            counts = [self._seen[0][0], *(b"unknown %d" % self._count for _ in self._who[1:])]
+            counts = [self._seen[0][0], *(b"unknown %d" % self._count for _ in self._peers[1:])]
         now = time.monotonic()
         pairs = zip(counts, self._seen, strict=True)
         self._seen = [(count, now if count != before else since) for count, (before, since) in pairs]
 
-    def _name_silent(self, longer_than: float) -> bool:
-        """Says, once, which rank has been silent for so many seconds; whether there is one."""
-        now = time.monotonic()
-        silent = [(now - since, who) for (_, since), who in zip(self._seen, self._who, strict=True)]
-        silent = [(age, who) for age, who in silent if age > longer_than and who != self._who[ranks.rank()]]
-        if self._ended.is_set() or not silent:
+    def _name(self, silence: float) -> bool:
+        """Says, once, which ranks are gone or have been silent for so many seconds; whether there are any."""
+        if self._ended.is_set():
             return False
-        if self._named.acquire(blocking=False):
-            for age, who in silent:
-                text = f"{who} has died or hangs: not heard of for {age:.0f} s; resume with --ckpt_path last"
-                print(text, file=sys.stderr, flush=True)
-        return True
+        now, here = time.monotonic(), this_process()
+        others = [(peer, now - since) for peer, (_, since) in zip(self._peers, self._seen, strict=True) if peer != here]
+        told = [f"{peer} has died" for peer, _ in others if peer.is_gone()]
+        told = told or [
+            f"{peer} has died or hangs: not heard of for {age:.0f} s" for peer, age in others if age > silence
+        ]
+        if told and self._named.acquire(blocking=False):
+            for text in told:
+                print(f"{text}; resume with --ckpt_path last", file=sys.stderr, flush=True)
+        return bool(told)
 
 
 def _key(number: int) -> str:

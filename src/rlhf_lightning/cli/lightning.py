@@ -22,6 +22,7 @@ from rlhf_lightning.cli.messages import explain, first_cause
 from rlhf_lightning.cli.runs import RunFolder, existing_checkpoint
 from rlhf_lightning.cli.signatures import import_class, signature
 from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.run_layout import newest_checkpoint
 from rlhf_lightning.strategies import check_strategy, register_strategies
 
 SUBCOMMANDS = tuple(LightningCLI.subcommands())
@@ -183,6 +184,10 @@ class RLHFCLI(LightningCLI):
 
     def _find_checkpoint(self) -> str | None:
         given = self.ckpt_path
+        if given == "auto" and self.subcommand == "fit" and newest_checkpoint(self.folder.path) is None:
+            self.begins_again = self.folder.is_begun()
+            return None
+        given = "last" if given == "auto" else given
         if given is None or given in ("best", "hpc"):
             return given
         if given == "last" and self.subcommand == "fit" and self.folder.is_begun():

@@ -6,7 +6,10 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from rlhf_lightning import __version__
 from rlhf_lightning.cli import commands
@@ -77,11 +80,29 @@ def _train(words: list[str]) -> int:
     quieten()  # and again: Lightning sets its own level when it is imported
     load_builtins()
     try:
-        RLHFCLI(words)
+        with _stopping_at_once(SIGTERMException):
+            RLHFCLI(words)
     except SIGTERMException:
         return _stopped(words, 0 if words[0] == "fit" else 128 + signal.SIGTERM)
     ranks.leave()
     return 0
+
+
+@contextmanager
+def _stopping_at_once(reason: type[BaseException]) -> Iterator[None]:
+    """Raises it at a SIGTERM, where nothing better listens: before the first rollout nothing is lost."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise reason
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _stopped(words: list[str], code: int) -> int:
