@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from lightning import Trainer
 
+from rlhf_lightning import ranks
 from rlhf_lightning.errors import RunFolderError
 
 _OF_WRITING = ("PytorchStreamWriter", "inline_container")
@@ -31,12 +33,11 @@ def write_checkpoint(trainer: Trainer, target: Path, *, resumable: bool) -> None
         target.parent.mkdir(parents=True, exist_ok=True)
         remove(aside)
     trainer.strategy.barrier("aside is free")
-    try:
-        trainer.save_checkpoint(aside, not resumable)  # ends when every rank has written
-    except BaseException as error:
-        if (reason := _why(error)) is None:
-            raise
-        remove(aside)
+    checkpoint = trainer._checkpoint_connector.dump_checkpoint(not resumable)
+    error = _error_of(partial(trainer.strategy.save_checkpoint, checkpoint, aside))
+    if reason := _reason_of_any(trainer, error):
+        if trainer.is_global_zero:
+            remove(aside)
         raise _unwritten(target, reason) from error
     if trainer.is_global_zero:
         _put(aside, target)
@@ -83,6 +84,29 @@ def _put(aside: Path, target: Path) -> None:
     remove(old)
 
 
+def _error_of(write: Callable[[], None]) -> BaseException | None:
+    """The system's refusal to write, if there is one; other errors go on."""
+    try:
+        write()
+    except BaseException as error:
+        if _why(error) is None:
+            raise
+        return error
+    return None
+
+
+def _reason_of_any(trainer: Trainer, error: BaseException | None) -> str | None:
+    """What the system said on one of the ranks, so that all of them end with it; also waits until all have written.
+
+    Where the others wait for this one inside the library that writes, they cannot be told: this one ends, and is named.
+    """
+    own = None if error is None else _why(error)
+    sharding = getattr(trainer.lightning_module, "sharding", None)
+    if own is not None and not getattr(sharding, "tells_of_failures", True):
+        return own
+    return next((reason for reason in ranks.gathered(own) if reason), None)
+
+
 def _why(error: BaseException) -> str | None:
     """What the system said of a write that failed; None if the error is another one."""
     for cause in _causes(error):
@@ -102,8 +126,14 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _unwritten(target: Path, reason: str) -> RunFolderError:
-    free = shutil.disk_usage(target.parent).free / 2**20
+    free, last = shutil.disk_usage(target.parent).free / 2**20, target.with_name("last.ckpt")
+    needed = f", the last one has {_size(last) / 2**20:,.1f} MiB" if last.exists() else ""
     return RunFolderError(
-        f"checkpoint {target} cannot be written: {reason} ({free:,.0f} MiB free there). The one before it is whole: "
-        "make room, then go on with --ckpt_path last, or keep fewer checkpoints (RolloutCheckpoint: keep)"
+        f"checkpoint {target} cannot be written: {reason} ({free:,.1f} MiB free there{needed}). The one before it is "
+        "whole: make room, then go on with --ckpt_path last, or keep fewer checkpoints (RolloutCheckpoint: keep)"
     )
+
+
+def _size(checkpoint: Path) -> int:
+    files = checkpoint.rglob("*") if checkpoint.is_dir() else (checkpoint,)
+    return sum(file.stat().st_size for file in files if file.is_file())

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -20,3 +23,12 @@ def append(path: Path, text: str) -> None:
     """Adds whole lines at the end of a file and hands them to the operating system at once."""
     with path.open("a", encoding="utf-8", newline="", errors="backslashreplace") as file:
         file.write(text)
+
+
+@contextmanager
+def after_failure(what: str) -> Iterator[None]:
+    """For writing when a run has failed: what the system refuses is told, and the run's own reason stays the reason."""
+    try:
+        yield
+    except OSError as error:
+        print(f"{what} not written: {error.strerror or error}", file=sys.stderr)

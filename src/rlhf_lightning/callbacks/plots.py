@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
+from rlhf_lightning.callbacks.files import after_failure
 from rlhf_lightning.callbacks.key_metrics import KeyMetric, count, key_metrics_of
 from rlhf_lightning.callbacks.run_folder import run_dir_of
 from rlhf_lightning.run_layout import METRICS_FILE, PLOTS_FOLDER
@@ -43,7 +44,8 @@ class RunPlots(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Draws what there is."""
-        self._draw(trainer)
+        with after_failure("plots"):
+            self._draw(trainer)
 
     @rank_zero_only
     def _draw(self, trainer: Trainer) -> None:

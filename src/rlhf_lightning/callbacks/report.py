@@ -16,7 +16,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from rlhf_lightning.callbacks.files import write_whole
+from rlhf_lightning.callbacks.files import after_failure, write_whole
 from rlhf_lightning.callbacks.key_metrics import KeyMetric, count, duration, key_metrics_of
 from rlhf_lightning.callbacks.run_folder import run_dir_of
 from rlhf_lightning.run_layout import METRICS_FILE, PLOTS_FOLDER, REPORT_FILE
@@ -95,7 +95,8 @@ class RunReport(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Reports what there is, and what ended it."""
-        self._report(trainer, exception)
+        with after_failure("report"):
+            self._report(trainer, exception)
 
     @rank_zero_only
     def _report(self, trainer: Trainer, exception: BaseException | None) -> None:

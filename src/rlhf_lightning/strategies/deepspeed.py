@@ -184,6 +184,7 @@ class SplitUpdates(Sharding):
 
     #: What DeepSpeed's optimizer calls this rank's parts of the weights, and whether they lie in CPU memory.
     names = ("single_partition_of_fp32_groups", "cpu_offload")
+    tells_of_failures = False
 
     def clip(self, optimizer: Optimizer, max_norm: float | None) -> dict[str, Tensor]:
         """As for whole gradients, on the parts that DeepSpeed's optimizer is about to use."""
