@@ -132,6 +132,12 @@ def test_existing_run_folder(fit, tmp_path):
     assert (tmp_path / "runs" / "bad" / "metrics.csv").read_text() == "rollout\n"
 
 
+def test_a_folder_of_other_things_is_no_run_to_go_on_with(fit, tmp_path):
+    (tmp_path / "runs" / "bad").mkdir(parents=True)
+    (tmp_path / "runs" / "bad" / "notes.txt").write_text("mine")
+    assert "exists already and is never overwritten" in fit("--ckpt_path", "auto")
+
+
 def test_unwritable_run_folder(fit, tmp_path):
     (tmp_path / "file").write_text("")
     assert "cannot be" in fit("--run.root", str(tmp_path / "file"))

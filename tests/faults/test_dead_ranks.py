@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from tests.scale.processes import free_port
@@ -122,3 +123,19 @@ def test_ranks_stop_together_whichever_is_asked(tmp_path, whole, asked):
     assert "is kept; a resumed run repeats what came after it" in (tmp_path / "run-0.log").read_text()
     assert end(start(tmp_path, "run", 3, "--ckpt_path", "last")) == [0, 0]
     assert_same(tmp_path / "run", whole)
+
+
+@pytest.mark.slow
+@pytest.mark.scale
+def test_a_rank_that_lightning_started_is_named_too(tmp_path):
+    """Its launcher would kill rank 0 before that could say anything."""
+    words = [sys.executable, *RLHF, "fit", "--config", "tiny/grpo.yaml", "--trainer.strategy=ddp"]
+    own = ["--trainer.devices=2", "--trainer.max_epochs=300", "--run.root", str(tmp_path), "--run.name", "run"]
+    with (tmp_path / "log").open("w") as log:
+        first = subprocess.Popen([*words, *own], stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    wait_for(tmp_path / "run/checkpoints/last.ckpt", [first])
+    children = psutil.Process(first.pid).children()
+    (second,) = (child.pid for child in children if "--trainer.devices=2" in child.cmdline())
+    os.kill(second, signal.SIGKILL)
+    assert end([first], LIMIT) == [1]
+    assert f"rank 1 (host {os.uname().nodename}, pid {second}) has died; resume" in (tmp_path / "log").read_text()
