@@ -150,6 +150,14 @@ def test_resume_goes_on_from_the_last_checkpoint(rlhf, folder: Path):
     assert yaml.safe_load(after)["trainer"]["max_epochs"] == 4
 
 
+def test_one_command_begins_a_run_and_goes_on_with_it(rlhf, folder: Path):
+    for epochs in (1, 3):
+        words = ("fit", "--config", "fake.yaml", f"--trainer.max_epochs={epochs}", "--ckpt_path", "auto")
+        assert rlhf(*words).code == 0
+    kept = sorted(path.name for path in (folder / "runs/fake/checkpoints").glob("rollout-*"))
+    assert kept == ["rollout-000002.ckpt", "rollout-000003.ckpt"]
+
+
 def test_the_newest_checkpoint_is_found_without_last(rlhf, folder: Path):
     rlhf("fit", "--config", "fake.yaml")
     (folder / "runs/fake/checkpoints/last.ckpt").unlink()

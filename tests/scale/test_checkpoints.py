@@ -125,7 +125,13 @@ def crossed(tmp_path_factory) -> Path:
 
     train_all([of(kind, "one") for kind in ACROSS_KINDS], world=1)
     begun = ("fsdp2", "fsdp2 shards", "fsdp1")
-    resumed = [("fsdp2", "one"), ("fsdp2 shards", "one"), ("ddp", "fsdp2 shards"), ("fsdp2", "fsdp1")]
+    resumed = [
+        ("fsdp2", "one"),
+        ("fsdp2 shards", "one"),
+        ("ddp", "fsdp2 shards"),
+        ("fsdp2", "fsdp1"),
+        ("fsdp1", "fsdp2 shards"),
+    ]
     whole = [of(kind, name) for kind in ACROSS_KINDS for name in begun]
     train_all([*whole, *(of(kind, *pair) for kind in ACROSS_KINDS for pair in resumed)], world=2)
     train_all([of(kind, "one", origin) for kind in ACROSS_KINDS for origin in begun], world=1)
@@ -144,6 +150,7 @@ def crossed(tmp_path_factory) -> Path:
         "fsdp2 shards from one",
         "ddp from fsdp2 shards",
         "fsdp2 from fsdp1",
+        "fsdp1 from fsdp2 shards",
         "one from fsdp2",
         "one from fsdp2 shards",
         "one from fsdp1",

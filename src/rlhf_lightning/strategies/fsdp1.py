@@ -31,7 +31,7 @@ from torch.distributed.fsdp.wrap import CustomPolicy
 from torch.optim import Optimizer
 
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.models.checkpoints import META, is_sharded, read_plain
+from rlhf_lightning.models.checkpoints import META, OPTIMIZER, is_sharded, read_plain, weights_prefix
 from rlhf_lightning.models.layers import decoder_layers
 from rlhf_lightning.models.through import through
 from rlhf_lightning.registry import check_choice
@@ -131,10 +131,10 @@ class FSDP1(FSDPStrategy):
         weights = self.model.state_dict()
         trained = {name: weight for name, weight in weights.items() if name not in frozen}
         check_shapes(shapes(trained), shard_shapes(path))
-        dcp.load({"model": trained}, checkpoint_id=path)  # in place
+        dcp.load({weights_prefix(path)[:-1]: trained}, checkpoint_id=path)  # in place
         self.model.load_state_dict(weights, strict=False)
         for number, optimizer in enumerate(self.optimizers if fits else []):
-            key, reader = f"optimizer_{number}", dcp.FileSystemReader(path)
+            key, reader = f"{OPTIMIZER}{number}", dcp.FileSystemReader(path)
             states = load_sharded_optimizer_state_dict(trained, key, reader)[key]
             optimizer.load_state_dict(FullyShardedDataParallel.optim_state_dict_to_load(self.model, optimizer, states))
 
