@@ -15,6 +15,7 @@ from tests.scale.processes import train_all
 from torch import Tensor
 
 from rlhf_lightning.models.checkpoints import read_checkpoint, read_training
+from rlhf_lightning.models.tiny import TinyLlama
 
 OWN = 0.0
 """Most that a weight may differ by where a strategy resumes from its own: not at all."""
@@ -175,3 +176,19 @@ def test_a_folder_of_deepspeeds_is_for_deepspeed(root):
     told = case(root, "one", "zero2")
     with pytest.raises(AssertionError, match=r"only the strategy that wrote .*DeepSpeed's, can resume from it"):
         train_all([told], world=1)
+
+
+@pytest.mark.slow
+@pytest.mark.scale
+def test_rollbacks_and_the_best_weights_under_each(tmp_path):
+    """The second rollout is over the budget, and no prompt is answered: both are what the run began with."""
+    names = [name for name in STRATEGIES if not name.startswith("zero")]
+    train_all([{**case(tmp_path, name), "budget": 1e-5} for name in names], world=2)
+    train_all([{**case(tmp_path, name), "budget": 1e-5} for name in ("zero2", "zero3")], world=2)
+    begun = {f"policy.{name}": w for name, w in TinyLlama(hidden=32, layers=2, heads=2).load().state_dict().items()}
+    for name in STRATEGIES:
+        ended, best = weights(tmp_path / name), read_checkpoint(tmp_path / name / "best.ckpt")
+        last = read_checkpoint(tmp_path / name / "last.ckpt")
+        assert last["rlhf"]["rollout_index"] == best["rlhf"]["rollout_index"] == 0
+        for held in (ended, last["state_dict"], best["state_dict"]):
+            assert all(torch.equal(held[key], begun[key]) for key in begun), name

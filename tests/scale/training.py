@@ -23,7 +23,7 @@ from conftest_modules import EvenTokens
 from reward_fakes import FakeRewardData
 
 from rlhf_lightning import ranks
-from rlhf_lightning.callbacks import RolloutCheckpoint
+from rlhf_lightning.callbacks import HeldOutEval, KLBudget, RolloutCheckpoint
 from rlhf_lightning.data.demonstrations import DemonstrationData
 from rlhf_lightning.data.prompts import PromptData
 from rlhf_lightning.grouping import join_rollouts
@@ -165,6 +165,7 @@ def train(
     precision: str = "32-true",
     world: int = 1,
     export: str | None = None,
+    budget: float | None = None,
     **changed: Any,
 ) -> None:
     """Fits; rank 0 writes ``weights.safetensors``, ``metrics.json`` and ``held.json``. Exports if asked to."""
@@ -172,6 +173,7 @@ def train(
     module, data = KINDS[kind](**common(lora, checkpointing), **changed)
     out, rows = Path(folder), []
     callbacks = [RolloutCheckpoint(out)] if save else []
+    callbacks += [KLBudget(budget, "rollback"), HeldOutEval(1, save_best=True)] if budget is not None else []
     trainer = Trainer(
         accelerator="cpu", devices=world, strategy=strategy_named(strategy, **(options or {})),
         max_epochs=epochs, logger=False, callbacks=[*callbacks, Rows(rows)], use_distributed_sampler=False,
