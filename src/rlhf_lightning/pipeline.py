@@ -68,8 +68,15 @@ class Pipeline:
             seeds: (P·G,) int64 seeds of the samples.
             further: More prompts, for a sampler that refills.
         """
+        return self.judge(self.draw(prompts, samples_per_prompt=samples_per_prompt, seeds=seeds), further)
+
+    def draw(self, prompts: Sequence[Prompt], *, samples_per_prompt: int, seeds: Tensor) -> Rollout:
+        """The responses."""
         with self.events.phase("rollout"):
-            rollout = self.sampler(prompts, samples_per_prompt=samples_per_prompt, seeds=seeds)
+            return self.sampler(prompts, samples_per_prompt=samples_per_prompt, seeds=seeds)
+
+    def judge(self, rollout: Rollout, further: FurtherPrompts | None = None) -> Experience:
+        """What they are worth, and all else that updates need of them."""
         scores = self._score(rollout)
         refilled: Mapping[str, float] = {}
         if further is not None and self.sampler.refills:

@@ -104,6 +104,9 @@ class AdvantageEstimator(ABC):
 class PolicyLoss(ABC):
     """The surrogate objective, as a loss."""
 
+    #: Whether it weighs tokens by how far the policy is from what really drew them (``UpdateBatch.sampler_logprobs``).
+    corrects_sampler: bool = False
+
     @abstractmethod
     def __call__(self, new: Tensor, batch: UpdateBatch) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Returns the (b, T) per-token loss and (b, T) per-token diagnostics by name (averaged over tokens for logs).

@@ -128,6 +128,9 @@ class RemoteSampler(Sampler):
         """Takes the live policy."""
         self._model, self._tokenizer, self._version, self._ready = model, tokenizer, None, []
 
+    def hold_weights(self) -> None:
+        """The servers' weights are their own."""
+
     def sync(self, weights_version: int) -> None:
         """Hands the policy's weights over to every server that lives, and checks that it computes with them.
 

@@ -67,6 +67,9 @@ class ScriptedSampler(Sampler):
         """Takes the tokenizer."""
         self._tokenizer, self._eos = tokenizer, eos_token_ids(model, tokenizer)
 
+    def hold_weights(self) -> None:
+        """It has none."""
+
     def sync(self, weights_version: int) -> None:
         """Takes the version to record."""
         self._version = weights_version

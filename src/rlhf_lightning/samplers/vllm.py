@@ -131,6 +131,9 @@ class VLLMSampler(Sampler):
             )
         self._model, self._tokenizer, self._version, self._has_base = model, tokenizer, None, False
 
+    def hold_weights(self) -> None:
+        """The engine's weights are its own. While it draws it does not sleep."""
+
     def sync(self, weights_version: int) -> None:
         """Hands over the policy's weights as they are now, and checks that the engine computes with them.
 
