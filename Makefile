@@ -10,7 +10,7 @@ VLLM_VENV ?= $(VENV)-vllm
 VLLM_STAMP := $(VLLM_VENV)/.installed
 OLD_TRL := .parity/trl-1.12.0
 
-.PHONY: quickstart pipeline test slow parity vllm lint types smollm2 embedded benchmark clean help
+.PHONY: quickstart pipeline test slow scale parity vllm lint types smollm2 embedded benchmark clean help
 
 help:  ## What there is to make
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -39,7 +39,10 @@ test: $(STAMP)  ## The default test suite
 	$(BIN)/python -m pytest -m "not slow"
 
 slow: $(STAMP) smollm2  ## The long tests too
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not scale"
+
+scale: $(STAMP)  ## Every strategy with every kind of training, several processes each (10 minutes on a quiet machine)
+	$(BIN)/python -m pytest -m scale
 
 parity: $(STAMP)  ## Our losses and whole steps against TRL's (1.16, and 1.12 beside it, which still has PPO)
 	$(PIP) install --quiet --constraint constraints-cpu.txt --editable '.[parity]'

@@ -88,6 +88,12 @@ def added(values: Tensor) -> Tensor:
     return values
 
 
+def leave() -> None:
+    """Leaves the others, at the end of all work: a process that just ends may abort in the group's threads."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def _reduced(values: Iterable[float], how: dist.ReduceOp.RedOpType) -> list[float]:
     numbers = torch.tensor(list(values), dtype=torch.float64)
     if world_size() > 1:

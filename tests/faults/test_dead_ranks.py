@@ -66,6 +66,7 @@ def whole(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.scale
 def test_a_rank_that_dies_is_named_and_the_others_end(tmp_path, whole):
     processes = start(tmp_path, "run", 3)
     wait_for(tmp_path / "run/checkpoints/last.ckpt", processes)
@@ -80,6 +81,7 @@ def test_a_rank_that_dies_is_named_and_the_others_end(tmp_path, whole):
 
 
 @pytest.mark.slow
+@pytest.mark.scale
 def test_a_rank_that_hangs_is_named_and_the_others_end(tmp_path):
     quick = "--trainer.callbacks+={class_path: Watchdog, init_args: {timeout: 8, interval: 1}}"
     processes = start(tmp_path, "run", 300, quick)
@@ -95,6 +97,7 @@ def test_a_rank_that_hangs_is_named_and_the_others_end(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.scale
 @pytest.mark.parametrize("asked", [[1], [0, 1]])
 def test_ranks_stop_together_whichever_is_asked(tmp_path, whole, asked):
     processes = start(tmp_path, "run", 3)

@@ -86,6 +86,7 @@ def root(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.scale
 @pytest.mark.parametrize("name", ["one", *STRATEGIES])
 def test_each_resumes_from_its_own(root, name):
     begun = read_checkpoint(root / name / "rollout-000001.ckpt")["state_dict"]
@@ -95,12 +96,14 @@ def test_each_resumes_from_its_own(root, name):
 
 
 @pytest.mark.slow
+@pytest.mark.scale
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_folders_are_whole_named_and_hold_what_was_trained(root, name):
     assert_saved(root / name, as_folder=name not in FILES)
 
 
 @pytest.mark.slow
+@pytest.mark.scale
 @pytest.mark.parametrize(("name", "origin"), [("one", "fsdp2"), ("fsdp2", "one"), ("fsdp2", "ddp")])
 def test_files_resume_across(root, name, origin):
     assert furthest(weights(root / f"{name} from {origin}"), weights(root / "one")) <= ACROSS

@@ -70,6 +70,7 @@ def _run(words: list[str]) -> int:
 def _train(words: list[str]) -> int:
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+    from rlhf_lightning import ranks
     from rlhf_lightning.cli.lightning import RLHFCLI
     from rlhf_lightning.plugins import load_builtins
 
@@ -79,6 +80,7 @@ def _train(words: list[str]) -> int:
         RLHFCLI(words)
     except SIGTERMException:
         return _stopped(words, 0 if words[0] == "fit" else 128 + signal.SIGTERM)
+    ranks.leave()
     return 0
 
 
