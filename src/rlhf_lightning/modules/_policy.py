@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rlhf_lightning import ranks
 from rlhf_lightning.data.seeding import derive_seed
-from rlhf_lightning.data.update_batches import COUNTED, updates_of
+from rlhf_lightning.data.update_batches import TRUNCATIONS, updates_of
 from rlhf_lightning.functional import AGGREGATION_MODES
 from rlhf_lightning.holdings import Forward, Holdings, Updates
 from rlhf_lightning.kl import KLTerm, KLTerms
@@ -20,9 +20,15 @@ from rlhf_lightning.models.lora import LoRA
 from rlhf_lightning.modules._exploring import ExploringModule
 from rlhf_lightning.modules.evaluation import greedy_rewards, proxy_of, samples_of
 from rlhf_lightning.modules.optim import StepGuard
-from rlhf_lightning.modules.plan import BatchPlan, check_estimator, check_group_size, check_token_budget
+from rlhf_lightning.modules.plan import (
+    BatchPlan,
+    check_bootstrap,
+    check_estimator,
+    check_group_size,
+    check_token_budget,
+)
 from rlhf_lightning.modules.sharing import own_batches
-from rlhf_lightning.pipeline import LogProbs, Pipeline
+from rlhf_lightning.pipeline import CriticValues, Pipeline
 from rlhf_lightning.protocols import (
     AdvantageEstimator,
     Metric,
@@ -75,7 +81,9 @@ class PolicyModule(ExploringModule):
         seed: Run seed: with rollout, prompt and sample number it determines every draw.
         truncated: What becomes of responses that were cut off at their limit. ``keep``: they count like the others,
             their reward on the last token and a value of 0 after it. ``mask``: they count in no loss (but still in
-            their group's statistics). A penalty is a reward transform, ``missing_eos_penalty``.
+            their group's statistics). ``bootstrap``: what would have followed is worth what the critic says after the
+            last token, and so no limit teaches the critic that responses end there; the reward stays on that token. A
+            penalty is a reward transform, ``missing_eos_penalty``.
         max_nonfinite_in_a_row: Updates in a row whose gradient is not finite that end the run; such an update is
             skipped and counted (``update/skipped``).
         overlap: 0 samples each rollout with the newest weights. 1 draws the next one in the background while this one
@@ -117,7 +125,7 @@ class PolicyModule(ExploringModule):
         lora: LoRA | None = None,
         gradient_checkpointing: bool = False,
         seed: int = 1,
-        truncated: Literal["keep", "mask"] = "keep",
+        truncated: Literal["keep", "mask", "bootstrap"] = "keep",
         max_nonfinite_in_a_row: int = 5,
         overlap: int = 0,
         measure_entropy: bool = False,
@@ -128,7 +136,10 @@ class PolicyModule(ExploringModule):
         check_group_size(samples_per_prompt, [sampler, advantage, *reward_transforms])
         check_estimator(advantage, reward_transforms, kl_reward, has_critic=self.has_critic)
         check_choice(aggregation, AGGREGATION_MODES, "aggregation")
-        self.truncated, self.guard = truncated, StepGuard(max_nonfinite_in_a_row)
+        check_choice(truncated, TRUNCATIONS, "truncated")
+        self.truncation = TRUNCATIONS[truncated]
+        check_bootstrap(advantage, wanted=self.truncation.go_on)
+        self.guard = StepGuard(max_nonfinite_in_a_row)
         self.measure_entropy, self.reference_source = measure_entropy, reference
         self.advantage, self.policy_loss = advantage, policy_loss
         self.sample_ahead(overlap)
@@ -167,7 +178,8 @@ class PolicyModule(ExploringModule):
         self.scorer.check()
         super().preflight(data)
         longest = max(len(prompt.tokens) for prompt in data.train_prompts(0, self.plan.prompts_per_rollout))
-        check_token_budget(self.plan.token_budget, longest, self.sampler.params.max_new_tokens)
+        longest_response = self.sampler.params.max_new_tokens + self.truncation.go_on
+        check_token_budget(self.plan.token_budget, longest, longest_response)
 
     def describe(self) -> str:
         """The run's batch arithmetic, in a line."""
@@ -223,7 +235,7 @@ class PolicyModule(ExploringModule):
         )
 
     @property
-    def values_of(self) -> LogProbs | None:
+    def values_of(self) -> CriticValues | None:
         """The critic's values of a rollout; None without a critic."""
         return None
 
@@ -250,7 +262,7 @@ class PolicyModule(ExploringModule):
             token_budget=self.plan.token_budget,
             aggregation=self.aggregation,
             mark=self._mark,
-            counted=COUNTED[self.truncated](experience.rollout),
+            counted=self.truncation.counted(experience.rollout),
             shared_by=ranks.world_size(),
         )
         return [batch for update in updates for batch in own_batches(update)] * self.plan.epochs_per_rollout
