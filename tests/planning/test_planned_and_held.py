@@ -49,6 +49,7 @@ RUNS = [("tiny", name) for name in CASES] + [("60M", name) for name in CASES] + 
 
 
 @pytest.mark.slow
+@pytest.mark.scale
 @pytest.mark.parametrize(("size", "name"), RUNS)
 def test_within_15_percent(size, name, model_of, tmp_path):
     check(fit(CASES[name](model_of(size)), tmp_path))
