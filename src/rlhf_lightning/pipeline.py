@@ -92,9 +92,13 @@ class Pipeline:
             values, after = self.values(rollout) if self.values else (None, None)
             self.events.advance(int(rollout.lengths.sum()))
         rewards, logged = transform(self.transforms, raw_rewards(rollout, scores))
-        token_rewards = place_on_tokens(rewards, rollout, old, ref, self.kl_reward, values)
-        known = {"steps": to_device(scores.steps, rollout.mask.device), "prompt_baseline": self._baseline(rollout), "bootstrap": after}
-        advantages = self.advantage(replace(token_rewards, **known))
+        token_rewards = replace(
+            place_on_tokens(rewards, rollout, old, ref, self.kl_reward, values),
+            steps=to_device(scores.steps, rollout.mask.device),
+            prompt_baseline=self._baseline(rollout),
+            bootstrap=after,
+        )
+        advantages = self.advantage(token_rewards)
         experience = Experience(rollout, scores, rewards.values, advantages, old, ref, logged, values)
         return replace(experience, metrics={**logged, **refilled, **self._measure(experience)})
 

@@ -17,6 +17,7 @@ from rlhf_lightning.models.reward_folder import RewardCard, RewardModelFolder, s
 from rlhf_lightning.models.scalar import scalar_model
 from rlhf_lightning.models.sources import Folder
 from rlhf_lightning.protocols import RewardTransform
+from rlhf_lightning.samplers import InProcessSampler
 from rlhf_lightning.transforms import GroupNormalize
 from rlhf_lightning.types import Rewards
 
@@ -279,6 +280,47 @@ def test_truncated_responses_can_be_left_out(tmp_path, rule):
     assert counts == (ended if rule == "mask" else [True] * 64)
 
 
+def critics_own_forward(module, rollout, b):
+    """(L + 1,) what the critic's head gives at each token of a response alone, from its prompt's last one on."""
+    prompt, length = rollout.prompt_of(b), int(rollout.lengths[b])
+    ids = torch.tensor([[*prompt.tokens, *rollout.tokens[b, :length].tolist()]])
+    with torch.no_grad():
+        hidden = module.critic.model.model(ids).last_hidden_state[0]
+        return module.critic.model.score(hidden).squeeze(-1)[len(prompt.tokens) - 1 :]
+
+
+def test_what_a_limit_cut_off_is_worth_what_the_critic_says(tmp_path, make_reward_model):
+    """With γ = 0.5 and λ = 0 a token's target is its reward and half the next value, after the last token too."""
+    critic = Folder(str(make_reward_model(tmp_path / "rm", context_length=256)))
+    module = ppo(
+        scorers=[EvenTokens()], critic=critic, critic_lr=0.0, truncated="bootstrap", advantage=GAE(gamma=0.5, lam=0.0),
+        prompts_per_rollout=16, updates_per_rollout=1,
+    )  # fmt: skip
+    fit(module, tmp_path)
+    experience = module.explore()
+    rollout = experience.rollout
+    assert 0 < int(rollout.finished.sum()) < 64
+    for b in range(64):
+        values, length = critics_own_forward(module, rollout, b), int(rollout.lengths[b])
+        following = torch.cat([values[1:length], values[length:] * ~rollout.finished[b]])
+        targets = 0.5 * following
+        targets[-1] += experience.rewards[b]
+        torch.testing.assert_close(experience.values[b, :length], values[:-1], atol=1e-5, rtol=0)
+        torch.testing.assert_close(experience.advantages.returns[b, :length], targets, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["own", "shared", "adapters"])
+def test_responses_that_all_ended_have_nothing_to_bootstrap(tmp_path, kind):
+    found = []
+    for rule in ("keep", "bootstrap"):
+        sampler = InProcessSampler(max_new_tokens=8, stop=["1", "a", "b", *"23456789"])
+        module = ppo(scorers=[EvenTokens()], truncated=rule, sampler=sampler, **KINDS[kind])
+        fit(module, tmp_path)
+        experience = module.explore()
+        found.append((experience.advantages.returns * experience.rollout.finished[:, None], experience.rollout.finished))
+    assert torch.equal(found[0][0], found[1][0]) and found[0][1].any()
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -328,3 +370,22 @@ def test_shared_head_is_one_layer(tmp_path):
     fit(module, tmp_path)
     assert isinstance(module.critic, SharedHead)
     assert [tuple(p.shape) for p in module.critic.parameters()] == [(1, 32)]
+
+
+def test_bootstrapping_without_a_critic_is_refused():
+    with pytest.raises(ConfigError, match=r"truncated: bootstrap .* advantage Group does not read: take PPOModule"):
+        grpo(truncated="bootstrap")
+
+
+def test_bootstrapping_needs_room_for_the_last_token(tmp_path):
+    longest = max(len(prompt.tokens) for prompt in _bound_prompts())
+    for rule, room in {"keep": longest + 7, "bootstrap": longest + 8}.items():
+        fit(ppo(scorers=[EvenTokens()], truncated=rule, token_budget=room), tmp_path)
+        with pytest.raises(ConfigError, match=f"make it at least {room}"):
+            fit(ppo(scorers=[EvenTokens()], truncated=rule, token_budget=room - 1), tmp_path)
+
+
+def _bound_prompts():
+    data = prompts()
+    data.bind_tokenizer(TinyLlama().tokenizer(), context_length=256, max_new_tokens=8)
+    return data.train_prompts(0, 6)

@@ -150,6 +150,8 @@ class RemoteScorer(Scorer):
         if len(answer["scores"]) != len(items):
             raise RemoteError(f"{self.url} gave {len(answer['scores'])} scores for {len(items)} responses")
         self._same_model(str(answer.get("model")))
+        delimiter = answer.get("delimiter")
+        self._delimiter = delimiter if isinstance(delimiter, str) and delimiter else None
         return map(self._score, answer["scores"])
 
     def _score(self, given: Any) -> ResponseScore | None:
