@@ -29,6 +29,8 @@ class Sampler(ABC):
     on_tokens: Callable[[int], None] | None = None
     #: Whether ``refill`` is to be called on a scored rollout.
     refills: bool = False
+    #: Whether it draws from weights of its own, as they were at the last ``sync``, whatever becomes of the policy.
+    owns_weights: bool = False
     #: Smallest group that it can do its work with (2 where it compares the samples of a prompt).
     min_group_size: int = 1
 
@@ -59,16 +61,17 @@ class Sampler(ABC):
     def hold_weights(self) -> None:
         """Asks it to draw from the weights of the last ``sync`` whatever becomes of the policy, in any thread.
 
-        Called once, before ``bind``, where rollouts are drawn while the policy trains. A sampler whose weights are its
-        own anyway has nothing to do; one that does not say so is refused. A call must not wait for other ranks.
+        Called once, before ``bind``, where rollouts are drawn while the policy trains; a call must not wait for other
+        ranks then.
 
         Raises:
-            ConfigError: If it cannot.
+            ConfigError: If it cannot: here, unless its weights are its own anyway.
         """
-        raise ConfigError(
-            f"overlap: sampler {type(self).__name__} does not say that it can draw while the policy trains "
-            "(Sampler.hold_weights); take overlap: 0, or the sampler in_process, remote or vllm"
-        )
+        if not self.owns_weights:
+            raise ConfigError(
+                f"overlap: sampler {type(self).__name__} does not say that it can draw while the policy trains "
+                "(Sampler.hold_weights); take overlap: 0, or the sampler in_process, remote or vllm"
+            )
 
     def release(self) -> None:  # noqa: B027
         """Tells the sampler that the next call comes after another ``sync``, so that it may free its weights."""

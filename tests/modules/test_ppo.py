@@ -317,8 +317,10 @@ def test_responses_that_all_ended_have_nothing_to_bootstrap(tmp_path, kind):
         module = ppo(scorers=[EvenTokens()], truncated=rule, sampler=sampler, **KINDS[kind])
         fit(module, tmp_path)
         experience = module.explore()
-        found.append((experience.advantages.returns * experience.rollout.finished[:, None], experience.rollout.finished))
-    assert torch.equal(found[0][0], found[1][0]) and found[0][1].any()
+        ended = experience.rollout.finished
+        found.append(experience.advantages.returns * ended[:, None])
+        assert ended.any()
+    assert torch.equal(*found)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A call begun in the background: it gives what the sampler inside would have given at once, whatever comes meanwhile."""
+"""A call begun in the background gives what the sampler inside would have given at once, whatever comes meanwhile."""
 
 import threading
 import time

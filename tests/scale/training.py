@@ -141,7 +141,7 @@ def ahead(**changed: Any) -> Made:
 
 
 def clip_cov(**changed: Any) -> Made:
-    return grpo(policy_loss=ClipCov(share=0.1, low=-10.0, high=10.0), **changed)
+    return grpo(policy_loss=ClipCov(share=0.1, cov_low=-10.0, cov_high=10.0), **changed)
 
 
 def kl_cov(**changed: Any) -> Made:

@@ -20,6 +20,7 @@ from rlhf_lightning.models.rollout_packs import pack_pieces, split_rollout
 from rlhf_lightning.registry import check_choice
 from rlhf_lightning.types import Experience, Rollout, UpdateBatch
 
+
 @dataclass(frozen=True)
 class Truncation:
     """What becomes of responses that were cut off at their limit.

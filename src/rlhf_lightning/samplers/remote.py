@@ -64,6 +64,8 @@ class RemoteSampler(Sampler):
         ConfigError: If a value is out of range, or a url is not to be trusted with what is sent.
     """
 
+    owns_weights = True
+
     def __init__(
         self,
         urls: list[str],
@@ -127,9 +129,6 @@ class RemoteSampler(Sampler):
     def bind(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         """Takes the live policy."""
         self._model, self._tokenizer, self._version, self._ready = model, tokenizer, None, []
-
-    def hold_weights(self) -> None:
-        """The servers' weights are their own."""
 
     def sync(self, weights_version: int) -> None:
         """Hands the policy's weights over to every server that lives, and checks that it computes with them.

@@ -43,6 +43,8 @@ class ScriptedSampler(Sampler):
         DataError: If the file cannot be read, naming the line.
     """
 
+    owns_weights = True
+
     def __init__(
         self,
         responses: dict[str, list[str]] | None = None,
@@ -66,9 +68,6 @@ class ScriptedSampler(Sampler):
     def bind(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         """Takes the tokenizer."""
         self._tokenizer, self._eos = tokenizer, eos_token_ids(model, tokenizer)
-
-    def hold_weights(self) -> None:
-        """It has none."""
 
     def sync(self, weights_version: int) -> None:
         """Takes the version to record."""

@@ -66,6 +66,8 @@ class VLLMSampler(Sampler):
         ConfigError: If an argument is out of range.
     """
 
+    owns_weights = True
+
     def __init__(
         self,
         max_new_tokens: int = 64,
@@ -130,9 +132,6 @@ class VLLMSampler(Sampler):
                 "rlhf serve-policy and use the sampler remote"
             )
         self._model, self._tokenizer, self._version, self._has_base = model, tokenizer, None, False
-
-    def hold_weights(self) -> None:
-        """The engine's weights are its own. While it draws it does not sleep."""
 
     def sync(self, weights_version: int) -> None:
         """Hands over the policy's weights as they are now, and checks that the engine computes with them.
