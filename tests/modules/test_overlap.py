@@ -135,6 +135,7 @@ def test_a_resumed_run_goes_on_as_one_that_was_not_interrupted(tmp_path, kind):
         assert rest.rows == seen.rows[done:]
         assert_equal(weights(resumed), weights(whole))
     assert read_checkpoint(saves.after(3))["rlhf"]["ahead"] is None
+    assert kind != "dynamic" or all(row["refill/replaced"] > 0 for row in seen.rows)
 
 
 def test_a_run_made_longer_begins_there_with_its_newest_weights(tmp_path):

@@ -15,13 +15,15 @@ TOLERANCE = 2e-5
 
 UNREPEATABLE = ("time/", "speed/")
 
+pytestmark = pytest.mark.scale  # two ranks that end as one, with overlap, are in the default suite
+
 
 def case(root: Path, name: str, strategy: str, **more: Any) -> dict[str, Any]:
     return {"kind": "ahead", "strategy": strategy, "folder": str(root / name), "epochs": 3, "save": True, **more}
 
 
-def from_first(root: Path, origin: str) -> str:
-    return str(root / origin / "rollout-000001.ckpt")
+def from_second(root: Path, origin: str) -> str:
+    return str(root / origin / "rollout-000002.ckpt")
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +34,8 @@ def root(tmp_path_factory) -> Path:
     train_all(
         [
             case(root, "ddp", "ddp"),
-            case(root, "ddp resumed", "ddp", resume=from_first(root, "ddp")),
-            case(root, "ddp from one", "ddp", resume=from_first(root, "one")),
+            case(root, "ddp resumed", "ddp", resume=from_second(root, "ddp")),
+            case(root, "ddp from one", "ddp", resume=from_second(root, "one")),
             case(root, "fsdp2 uneven", "fsdp2", **uneven),
         ],
         world=2,
@@ -62,7 +64,7 @@ def test_two_ranks_end_as_one(root, two, one):
 
 def test_two_ranks_resume_as_if_they_had_not_been_interrupted(root):
     assert furthest(root / "ddp resumed", root / "ddp") == 0.0
-    assert rows(root / "ddp resumed") == rows(root / "ddp")[1:]
+    assert rows(root / "ddp resumed") == rows(root / "ddp")[2:]
 
 
 def test_the_rollout_that_one_process_drew_ahead_is_used_by_two(root):

@@ -33,6 +33,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "ppo": {"kind": "ppo", "lora": True, "checkpointing": True},
     "clip_cov": {"kind": "clip_cov"},
     "kl_cov": {"kind": "kl_cov"},
+    "ahead": {"kind": "ahead", "epochs": 3},
 }
 MORE: dict[str, dict[str, Any]] = {
     **{f"{kind} clipped": {"kind": kind, "max_grad_norm": 0.02} for kind in KINDS},
