@@ -248,6 +248,12 @@ def test_what_is_refused_before_anything_loads(changed, word):
         ahead(**changed)
 
 
+def test_a_plan_knows_that_the_sampler_keeps_its_weights():
+    at_once, early = ahead(overlap=0).holdings(), ahead().holdings()
+    assert early.decoding.ahead and not at_once.decoding.ahead
+    assert at_once.exact and not early.exact
+
+
 @contextmanager
 def serving():
     policy = ServedPolicy(TinyLlama(hidden=32, layers=2, heads=2, seed=9), InProcessSampler())
