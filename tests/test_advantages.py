@@ -184,6 +184,14 @@ def test_gae_whitens_last_and_leaves_the_returns_alone():
     assert torch.equal(whitened.returns, plain.returns)
 
 
+def test_gae_goes_on_after_a_limit():
+    given, after = with_values(REWARDS, VALUES), [2.0, 0.0, -1.0]
+    found = GAE(0.9, 0.7, whiten=False)(replace(given, bootstrap=torch.tensor(after)))
+    for row, (rewards, values) in enumerate(zip(REWARDS, VALUES, strict=True)):
+        expected = slow.gae(rewards, values, 0.9, 0.7, after[row])
+        assert found.values[row, : len(rewards)].tolist() == pytest.approx(expected, abs=1e-6)
+
+
 def test_gae_of_a_critic_of_zeros_is_reinforce(rewards):
     blind = TokenRewards(rewards.values, rewards.mask, 3, baseline=torch.zeros(3, 3))
     assert torch.equal(GAE(lam=1.0, whiten=False)(blind).values, Reinforce()(rewards).values)

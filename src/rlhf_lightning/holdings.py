@@ -53,6 +53,7 @@ class Decoding:
         decoder: Name of the decoder, or ``auto``.
         reserved: Share of the device's memory that an engine takes for itself, weights and cache in it; 0 for none.
         sleeps: Whether the engine gives it back between rollouts.
+        ahead: Whether it draws while the policy trains, from its own copy of the weights.
     """
 
     max_new_tokens: int
@@ -61,6 +62,7 @@ class Decoding:
     decoder: str = "auto"
     reserved: float = 0.0
     sleeps: bool = False
+    ahead: bool = False
 
 
 @dataclass(frozen=True)

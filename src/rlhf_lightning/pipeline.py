@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lightning import statistics
+from rlhf_lightning.devices import to_device
 from rlhf_lightning.events import Events
 from rlhf_lightning.kl import KLTerm
 from rlhf_lightning.protocols import AdvantageEstimator, FurtherPrompts, Metric, RewardTransform, Sampler, Scorer
@@ -16,6 +17,9 @@ from rlhf_lightning.types import Experience, Prompt, Rewards, Rollout, Scores, T
 
 LogProbs = Callable[[Rollout], Tensor]
 """Gives the (B, T) log-probs of a rollout's responses under some model, without gradient."""
+
+CriticValues = Callable[[Rollout], tuple[Tensor, Tensor]]
+"""Gives a critic's (B, T) values before each token of a rollout, and (B,) after the last one, without gradient."""
 
 PromptRewards = Callable[[Sequence[Prompt]], Tensor]
 """Gives (P,) rewards of prompts, to compare those of their samples with."""
@@ -34,7 +38,7 @@ class Pipeline:
         reference: Log-probs under the frozen reference, or None when no KL term asks for them.
         behaviour: Recomputes the log-probs that updates start from; None takes the sampler's own, which are exact when
             it samples from the whole distribution at the trainer's precision.
-        values: Critic values (B, T), or None without a critic.
+        values: Critic values before each token and after the last, or None without a critic.
         prompt_baseline: Rewards to compare a prompt's samples with, or None when the estimator does not ask.
         metrics: Further numbers to compute of a rollout.
         events: Told which phase is on.
@@ -47,7 +51,7 @@ class Pipeline:
     kl_reward: KLTerm | None
     reference: LogProbs | None
     behaviour: LogProbs | None
-    values: LogProbs | None
+    values: CriticValues | None
     prompt_baseline: PromptRewards | None
     metrics: Sequence[Metric]
     events: Events
@@ -68,8 +72,15 @@ class Pipeline:
             seeds: (P·G,) int64 seeds of the samples.
             further: More prompts, for a sampler that refills.
         """
+        return self.judge(self.draw(prompts, samples_per_prompt=samples_per_prompt, seeds=seeds), further)
+
+    def draw(self, prompts: Sequence[Prompt], *, samples_per_prompt: int, seeds: Tensor) -> Rollout:
+        """The responses."""
         with self.events.phase("rollout"):
-            rollout = self.sampler(prompts, samples_per_prompt=samples_per_prompt, seeds=seeds)
+            return self.sampler(prompts, samples_per_prompt=samples_per_prompt, seeds=seeds)
+
+    def judge(self, rollout: Rollout, further: FurtherPrompts | None = None) -> Experience:
+        """What they are worth, and all else that updates need of them."""
         scores = self._score(rollout)
         refilled: Mapping[str, float] = {}
         if further is not None and self.sampler.refills:
@@ -78,11 +89,16 @@ class Pipeline:
         with self.events.phase("reference"):
             old = self.behaviour(rollout) if self.behaviour else rollout.logprobs
             ref = self.reference(rollout) if self.reference else None
-            values = self.values(rollout) if self.values else None
+            values, after = self.values(rollout) if self.values else (None, None)
             self.events.advance(int(rollout.lengths.sum()))
         rewards, logged = transform(self.transforms, raw_rewards(rollout, scores))
-        token_rewards = place_on_tokens(rewards, rollout, old, ref, self.kl_reward, values)
-        advantages = self.advantage(replace(token_rewards, steps=scores.steps, prompt_baseline=self._baseline(rollout)))
+        token_rewards = replace(
+            place_on_tokens(rewards, rollout, old, ref, self.kl_reward, values),
+            steps=to_device(scores.steps, rollout.mask.device),
+            prompt_baseline=self._baseline(rollout),
+            bootstrap=after,
+        )
+        advantages = self.advantage(token_rewards)
         experience = Experience(rollout, scores, rewards.values, advantages, old, ref, logged, values)
         return replace(experience, metrics={**logged, **refilled, **self._measure(experience)})
 

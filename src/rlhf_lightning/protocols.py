@@ -95,6 +95,8 @@ class AdvantageEstimator(ABC):
     reads_rewards: bool = True
     #: Whether it reads critic values (``TokenRewards.baseline``) and gives the critic's targets.
     needs_critic: bool = False
+    #: Whether it reads the values after responses that were cut off (``TokenRewards.bootstrap``).
+    reads_bootstrap: bool = False
 
     @abstractmethod
     def __call__(self, rewards: TokenRewards) -> Advantages:
@@ -103,6 +105,9 @@ class AdvantageEstimator(ABC):
 
 class PolicyLoss(ABC):
     """The surrogate objective, as a loss."""
+
+    #: Whether it weighs tokens by how far the policy is from what really drew them (``UpdateBatch.sampler_logprobs``).
+    corrects_sampler: bool = False
 
     @abstractmethod
     def __call__(self, new: Tensor, batch: UpdateBatch) -> tuple[Tensor, Mapping[str, Tensor]]:

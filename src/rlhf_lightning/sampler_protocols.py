@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.holdings import Decoding
 from rlhf_lightning.types import Prompt, Rollout, SamplingParams, Scores
 
@@ -28,6 +29,8 @@ class Sampler(ABC):
     on_tokens: Callable[[int], None] | None = None
     #: Whether ``refill`` is to be called on a scored rollout.
     refills: bool = False
+    #: Whether it draws from weights of its own, as they were at the last ``sync``, whatever becomes of the policy.
+    owns_weights: bool = False
     #: Smallest group that it can do its work with (2 where it compares the samples of a prompt).
     min_group_size: int = 1
 
@@ -54,6 +57,21 @@ class Sampler(ABC):
     @abstractmethod
     def sync(self, weights_version: int) -> None:
         """Tells the sampler that the policy's weights changed; called before each rollout."""
+
+    def hold_weights(self) -> None:
+        """Asks it to draw from the weights of the last ``sync`` whatever becomes of the policy, in any thread.
+
+        Called once, before ``bind``, where rollouts are drawn while the policy trains; a call must not wait for other
+        ranks then.
+
+        Raises:
+            ConfigError: If it cannot: here, unless its weights are its own anyway.
+        """
+        if not self.owns_weights:
+            raise ConfigError(
+                f"overlap: sampler {type(self).__name__} does not say that it can draw while the policy trains "
+                "(Sampler.hold_weights); take overlap: 0, or the sampler in_process, remote or vllm"
+            )
 
     def release(self) -> None:  # noqa: B027
         """Tells the sampler that the next call comes after another ``sync``, so that it may free its weights."""
@@ -122,7 +140,14 @@ class DecodingSession(ABC):
 
 
 class Decoder(ABC):
-    """Runs a model token by token for the in-process sampler."""
+    """Runs a model token by token for the in-process sampler.
+
+    Attributes:
+        reads_live: Whether what it loaded last is the live model's own memory, so that training would change it; a
+            decoder that does not say so is taken to.
+    """
+
+    reads_live: bool = True
 
     @classmethod
     @abstractmethod

@@ -167,6 +167,8 @@ class TokenRewards:
         baseline: (B, T) critic values, or None without a critic.
         prompt_baseline: (P,) reward to compare a prompt's samples with, when the estimator asks for one; else None.
         steps: Scores of reasoning steps, or None.
+        bootstrap: (B,) critic values after the last token, of what would have come had a response not been cut off; 0
+            for those that ended. None counts as 0.
     """
 
     values: Tensor
@@ -175,6 +177,7 @@ class TokenRewards:
     baseline: Tensor | None = None
     prompt_baseline: Tensor | None = None
     steps: StepScores | None = None
+    bootstrap: Tensor | None = None
 
 
 @dataclass(frozen=True)

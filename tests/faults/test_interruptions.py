@@ -67,13 +67,13 @@ def assert_same(root: Path, killed: str, whole: str) -> None:
     assert (root / killed / "samples.jsonl").read_text() == (root / whole / "samples.jsonl").read_text()
 
 
-def interrupt(root: Path, kills: list[signal.Signals], rollouts: int, seed: int) -> None:
+def interrupt(root: Path, kills: list[signal.Signals], rollouts: int, seed: int, *settings: str) -> None:
     rng = random.Random(seed)
-    finish(start(root, "whole", rollouts), root, "whole")
-    more: tuple[str, ...] = ()
+    finish(start(root, "whole", rollouts, *settings), root, "whole")
+    more = settings
     for how in kills:
         kill_somewhere(root, "killed", rollouts, how, rng, *more)
-        more = ("--ckpt_path", "last")
+        more = (*settings, "--ckpt_path", "last")
     finish(start(root, "killed", rollouts, *more), root, "killed")
     assert_same(root, "killed", "whole")
 
@@ -85,6 +85,13 @@ def test_sigterm_and_sigkill(tmp_path):
 @pytest.mark.slow
 def test_ten_kills_at_random_moments(tmp_path):
     interrupt(tmp_path, [signal.SIGTERM, signal.SIGKILL] * 5, rollouts=24, seed=1)
+
+
+@pytest.mark.slow
+def test_kills_while_the_next_rollout_is_being_drawn(tmp_path):
+    ahead = ("--model.overlap=1", "--model.policy_loss=importance")
+    interrupt(tmp_path, [signal.SIGTERM, signal.SIGKILL] * 2, 12, 2, *ahead)
+    assert [row["rollout/staleness"] for row in rows(tmp_path / "killed")] == ["0.0", *["3.0"] * 11, ""]
 
 
 @pytest.mark.slow

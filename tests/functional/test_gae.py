@@ -113,3 +113,38 @@ def test_no_tokens_at_all():
 def test_factors_out_of_range_are_refused(gamma: float, lam: float, name: str):
     with pytest.raises(ValueError, match=f"{name} must be in"):
         gae(padded(REWARDS), padded(VALUES), counted(REWARDS), gamma=gamma, lam=lam)
+
+
+def test_hand_worked_bootstrap():
+    # delta = [1 + 0.5·4 - 2, 3 + 0.5·8 - 4] = [1, 3]; A = [1 + 0.5·0.5·3, 3]; R = A + V; the second row's is 0
+    rewards, values = torch.tensor([[1.0, 3.0, 9.0]] * 2), torch.tensor([[2.0, 4.0, 16.0]] * 2)
+    mask, after = torch.tensor([[True, True, False]] * 2), torch.tensor([8.0, 0.0])
+    result, returns = gae(rewards, values, mask, gamma=0.5, lam=0.5, bootstrap=after)
+    assert result.tolist() == [[1.75, 3.0, 0.0], [0.75, -1.0, 0.0]]
+    assert returns.tolist() == [[3.75, 7.0, 0.0], [2.75, 3.0, 0.0]]
+
+
+@pytest.mark.parametrize(("left", "right"), [(0, 0), (2, 0), (0, 3), (1, 2)])
+def test_bootstrap_is_the_double_sum_wherever_padding_stands(left, right):
+    after = [2.0, -1.5, 0.3]
+    given = [padded(rows, left, right, fill=7.0) for rows in (REWARDS, VALUES)]
+    mask = counted(REWARDS, left, right)
+    result, _ = gae(*given, mask, gamma=0.9, lam=0.7, bootstrap=torch.tensor(after, dtype=torch.float64))
+    for row, found, place in zip(range(3), result, mask, strict=True):
+        expected = slow.gae(REWARDS[row], VALUES[row], 0.9, 0.7, after[row])
+        assert found[place].tolist() == pytest.approx(expected, abs=1e-12)
+        assert not found[~place].any()
+
+
+def test_no_limit_is_seen_where_the_response_would_have_gone_on():
+    """With the value after a limit, the tokens before it get what the whole response gives them up to there (λ = 0)."""
+    rewards, values, ones = padded([[0.1, -0.2, 0.0, 1.0]]), padded([[0.3, 0.1, -0.4, 0.8]]), torch.ones(1, 4).bool()
+    whole, _ = gae(rewards, values, ones, gamma=0.9, lam=0.0)
+    cut, _ = gae(rewards[:, :2], values[:, :2], ones[:, :2], gamma=0.9, lam=0.0, bootstrap=values[:, 2])
+    torch.testing.assert_close(cut, whole[:, :2])
+
+
+def test_gradients_reach_the_bootstrap():
+    after = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64, requires_grad=True)
+    rewards, values, mask = padded(REWARDS, fill=0.0), padded(VALUES, fill=0.0), counted(REWARDS)
+    assert gradcheck(lambda x: gae(rewards, values, mask, gamma=0.9, lam=0.7, bootstrap=x), (after,))

@@ -1,12 +1,16 @@
 """GRPO against a reward model: in a mixture, frozen, out of the checkpoint, and never swapped by a resumed run."""
 
+import threading
+
 import pytest
 import torch
 from conftest_modules import grpo, prompts, trainer
 
 from rlhf_lightning.advantages import Process
 from rlhf_lightning.errors import ConfigError, ModelSourceError
-from rlhf_lightning.scorers import FormatScorer, RewardModelScorer, VerifierScorer
+from rlhf_lightning.scorers import FormatScorer, RemoteScorer, RewardModelScorer, VerifierScorer
+from rlhf_lightning.scorers.judge import RewardJudge
+from rlhf_lightning.serving import ServeRM
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +65,23 @@ def test_a_missing_reward_model_is_told_before_the_policy_loads(tmp_path, monkey
     monkeypatch.setattr(TinyLlama, "load", load)
     with pytest.raises(ModelSourceError, match=r"scorer reward_model: .*rlhf fit --config tiny/orm\.yaml"):
         trainer(tmp_path).fit(scored_by(tmp_path / "nowhere"), datamodule=prompts())
+
+
+def test_a_served_process_model_drives_the_policy_as_one_in_process(tmp_path, record, make_reward_model):
+    folder = make_reward_model(tmp_path / "prm", seed=1, supervision="process")
+    job, found = ServeRM(str(folder), port=0), []
+    with job.bound(judge := RewardJudge(str(folder))) as server:
+        judge.load(torch.device("cpu"))
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        for scorer in (RewardModelScorer(str(folder), label="prm"), RemoteScorer(server.url, label="prm")):
+            module = grpo(scorers=[scorer], advantage=Process())
+            trainer(tmp_path, callbacks=[record]).fit(module, datamodule=prompts())
+            found.append({k: v for k, v in record.rows[-1].items() if not k.startswith(("time/", "speed/"))})
+        server.shutdown()
+        thread.join(10)
+    assert found[0]["advantage/abs_mean"] > 0
+    assert found[1] == pytest.approx(found[0], rel=1e-4, abs=1e-5)
 
 
 def test_a_process_model_drives_the_policy(tmp_path, record, make_reward_model):

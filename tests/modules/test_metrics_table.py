@@ -74,7 +74,7 @@ def grpo_with_everything(folder):
         policy=EmbeddedArithmetic(),
         sampler=DynamicSampler(InProcessSampler(max_new_tokens=16, dtype="bfloat16"), max_rounds=1),
         scorers=[EvenTokens(), VerifierScorer()], reward_transforms=[Clip()], kl_loss=KLTerm(),
-        policy_loss=Importance(ClipCov(share=0.1)), measure_entropy=True, samples_per_prompt=2,
+        policy_loss=Importance(ClipCov(share=0.1)), measure_entropy=True, samples_per_prompt=2, overlap=1,
         optimizer=partial(torch.optim.AdamW, lr=1e-2),
     )  # fmt: skip
     watching = [KLBudget(1e-6, "rollback"), HeldOutEval(every=1, samples=2)]

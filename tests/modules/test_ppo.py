@@ -8,6 +8,7 @@ from conftest_modules import EvenTokens, grpo, ppo, prompts, trainer
 
 from rlhf_lightning.advantages import GAE, Reinforce
 from rlhf_lightning.data.prompts import PromptData
+from rlhf_lightning.data.update_batches import TRUNCATIONS
 from rlhf_lightning.errors import ConfigError, ModelSourceError, NonFiniteError
 from rlhf_lightning.kl import KLTerm
 from rlhf_lightning.losses import ClippedValue
@@ -279,6 +280,51 @@ def test_truncated_responses_can_be_left_out(tmp_path, rule):
     assert counts == (ended if rule == "mask" else [True] * 64)
 
 
+def critics_own_forward(module, rollout, b):
+    """(L + 1,) what the critic's head gives at each token of a response alone, from its prompt's last one on."""
+    prompt, length = rollout.prompt_of(b), int(rollout.lengths[b])
+    ids = torch.tensor([[*prompt.tokens, *rollout.tokens[b, :length].tolist()]])
+    with torch.no_grad():
+        hidden = module.critic.model.model(ids).last_hidden_state[0]
+        return module.critic.model.score(hidden).squeeze(-1)[len(prompt.tokens) - 1 :]
+
+
+def test_what_a_limit_cut_off_is_worth_what_the_critic_says(tmp_path, make_reward_model):
+    """With γ = 0.5 and λ = 0 a token's target is its reward and half the next value, after the last token too."""
+    critic = Folder(str(make_reward_model(tmp_path / "rm", context_length=256)))
+    module = ppo(
+        scorers=[EvenTokens()], critic=critic, critic_lr=0.0, truncated="bootstrap", advantage=GAE(gamma=0.5, lam=0.0),
+        prompts_per_rollout=16, updates_per_rollout=1,
+    )  # fmt: skip
+    fit(module, tmp_path)
+    experience = module.explore()
+    rollout = experience.rollout
+    assert 0 < int(rollout.finished.sum()) < 64
+    for b in range(64):
+        values, length = critics_own_forward(module, rollout, b), int(rollout.lengths[b])
+        following = torch.cat([values[1:length], values[length:] * ~rollout.finished[b]])
+        targets = 0.5 * following
+        targets[-1] += experience.rewards[b]
+        torch.testing.assert_close(experience.values[b, :length], values[:-1], atol=1e-5, rtol=0)
+        torch.testing.assert_close(experience.advantages.returns[b, :length], targets, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["own", "shared", "adapters"])
+def test_nothing_follows_responses_that_ended(tmp_path, kind):
+    """The same weights and samples under both rules: only what was cut off gets other targets."""
+    module = ppo(scorers=[EvenTokens()], prompts_per_rollout=16, **KINDS[kind])
+    fit(module, tmp_path)
+    kept = module.explore()
+    module.truncation = TRUNCATIONS["bootstrap"]
+    going_on = module.explore()
+    ended = kept.rollout.finished
+    assert 0 < ended.sum() < 64
+    torch.testing.assert_close(going_on.values, kept.values, atol=1e-6, rtol=0)
+    last = kept.rollout.lengths[:, None] - 1
+    moved = (going_on.advantages.returns - kept.advantages.returns).gather(1, last).squeeze(1).abs()
+    assert moved[ended].max() < 1e-6 < moved[~ended].min()
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -328,3 +374,22 @@ def test_shared_head_is_one_layer(tmp_path):
     fit(module, tmp_path)
     assert isinstance(module.critic, SharedHead)
     assert [tuple(p.shape) for p in module.critic.parameters()] == [(1, 32)]
+
+
+def test_bootstrapping_without_a_critic_is_refused():
+    with pytest.raises(ConfigError, match=r"truncated: bootstrap .* advantage Group does not read: take PPOModule"):
+        grpo(truncated="bootstrap")
+
+
+def test_bootstrapping_needs_room_for_the_last_token(tmp_path):
+    longest = max(len(prompt.tokens) for prompt in _bound_prompts())
+    for rule, room in {"keep": longest + 7, "bootstrap": longest + 8}.items():
+        fit(ppo(scorers=[EvenTokens()], truncated=rule, token_budget=room), tmp_path)
+        with pytest.raises(ConfigError, match=f"make it at least {room}"):
+            fit(ppo(scorers=[EvenTokens()], truncated=rule, token_budget=room - 1), tmp_path)
+
+
+def _bound_prompts():
+    data = prompts()
+    data.bind_tokenizer(TinyLlama().tokenizer(), context_length=256, max_new_tokens=8)
+    return data.train_prompts(0, 6)

@@ -48,6 +48,19 @@ def test_the_cache_is_the_decoders_own():
     assert planned == pytest.approx(whole * (1 + 1 / 3))  # one of three layers twice
 
 
+@pytest.mark.parametrize("decoder", ["auto", "hf"])
+def test_a_sampler_that_draws_ahead_holds_its_copy_while_the_policy_trains(decoder):
+    """4 bytes of each weight beside the policy's own, and keys and values, in the update too."""
+    plain, ahead = (job(decoding=Decoding(16, 8, decoder=decoder, ahead=ahead)) for ahead in (False, True))
+    before, after = ({phase.name: phase.parts for phase in phases(run)} for run in (plain, ahead))
+    assert "decoder's weights" not in before["update"] and "keys and values" not in before["update"]
+    assert after["update"]["decoder's weights"] == 4 * shape().parameters
+    assert after["update"]["keys and values"] == cache_bytes(ahead)
+    assert before["update"].pop("kept from the rollout") > 0  # what was freed; here it is not
+    assert {name: after["update"][name] for name in before["update"]} == before["update"]
+    assert "kept from the rollout" not in after["update"]
+
+
 def test_what_glm4_needs_by_hand():
     """9.4 B parameters: 4 bytes of weight each, and 4 of gradient and 8 of Adam's states where they train."""
     run = job(Model("policy", "glm", big(), 4, trained=True), Model("reference", "glm", big(), 4))

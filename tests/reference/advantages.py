@@ -6,17 +6,17 @@ def discounted_return(rewards: list[float], t: int, gamma: float) -> float:
     return sum(gamma**k * rewards[t + k] for k in range(len(rewards) - t))
 
 
-def temporal_difference(rewards: list[float], values: list[float], t: int, gamma: float) -> float:
-    """delta_t = r_t + gamma V(s_(t+1)) - V(s_t), with V = 0 after the end."""
-    next_value = values[t + 1] if t + 1 < len(values) else 0.0
+def temporal_difference(rewards: list[float], values: list[float], t: int, gamma: float, last: float = 0.0) -> float:
+    """delta_t = r_t + gamma V(s_(t+1)) - V(s_t), with V = 0 after the end, or ``last`` after a limit."""
+    next_value = values[t + 1] if t + 1 < len(values) else last
     return rewards[t] + gamma * next_value - values[t]
 
 
-def gae(rewards: list[float], values: list[float], gamma: float, lam: float) -> list[float]:
+def gae(rewards: list[float], values: list[float], gamma: float, lam: float, last: float = 0.0) -> list[float]:
     """A_t: the sum of (gamma lambda)^k delta_(t+k)."""
     n = len(rewards)
     return [
-        sum((gamma * lam) ** k * temporal_difference(rewards, values, t + k, gamma) for k in range(n - t))
+        sum((gamma * lam) ** k * temporal_difference(rewards, values, t + k, gamma, last) for k in range(n - t))
         for t in range(n)
     ]
 

@@ -31,6 +31,9 @@ NOT_COMPARED = ("time/", "speed/", "value/clipped")  # a value at a clipping bou
 QUICK: dict[str, dict[str, Any]] = {
     "grpo": {"kind": "grpo", "max_grad_norm": 0.5, "epochs": 2},
     "ppo": {"kind": "ppo", "lora": True, "checkpointing": True},
+    "clip_cov": {"kind": "clip_cov"},
+    "kl_cov": {"kind": "kl_cov"},
+    "ahead": {"kind": "ahead", "epochs": 3},
 }
 MORE: dict[str, dict[str, Any]] = {
     **{f"{kind} clipped": {"kind": kind, "max_grad_norm": 0.02} for kind in KINDS},

@@ -28,7 +28,7 @@ from rlhf_lightning.data.demonstrations import DemonstrationData
 from rlhf_lightning.data.prompts import PromptData
 from rlhf_lightning.grouping import join_rollouts
 from rlhf_lightning.kl import Fixed, KLTerm
-from rlhf_lightning.losses import Clip
+from rlhf_lightning.losses import Clip, ClipCov, Importance, KLCov
 from rlhf_lightning.models import LoRA, TinyLlama
 from rlhf_lightning.modules import GRPOModule, PPOModule, RewardModel, SFTModule
 from rlhf_lightning.samplers import InProcessSampler
@@ -136,9 +136,20 @@ def spoiled(**changed: Any) -> Made:
     return grpo(policy_loss=Spoiled(), **changed)
 
 
-KINDS: dict[str, Callable[..., Made]] = {
-    made.__name__: made for made in (grpo, ppo, shared_ppo, rewarded, spoiled, sft, reward_model)
-}
+def ahead(**changed: Any) -> Made:
+    return grpo(policy_loss=Importance(), overlap=1, **changed)
+
+
+def clip_cov(**changed: Any) -> Made:
+    return grpo(policy_loss=ClipCov(share=0.1, cov_low=-10.0, cov_high=10.0), **changed)
+
+
+def kl_cov(**changed: Any) -> Made:
+    return grpo(policy_loss=KLCov(share=0.1), **changed)
+
+
+POLICIES = (grpo, ppo, shared_ppo, rewarded, spoiled, ahead, clip_cov, kl_cov)
+KINDS: dict[str, Callable[..., Made]] = {made.__name__: made for made in (*POLICIES, sft, reward_model)}
 
 
 def held(model: Any) -> int:

@@ -4,12 +4,15 @@ import json
 import socket
 import threading
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import torch
 from judged_rollouts import rollout
 
 from rlhf_lightning.errors import ConfigError, RemoteError
+from rlhf_lightning.models.tiny import character_tokenizer
 from rlhf_lightning.scorers import RemoteScorer, RewardModelScorer
 from rlhf_lightning.scorers.client import Client
 from rlhf_lightning.scorers.judge import RewardJudge
@@ -244,3 +247,48 @@ def test_addresses_that_may_be_asked(monkeypatch):
     far = RemoteScorer("http://10.0.0.1:8020", token_env="X", insecure_http=True)
     with pytest.raises(ConfigError, match="X is empty or not set"):
         far.check()
+
+
+def characters(texts, **more):
+    """A rollout whose tokens are its characters, each response ended."""
+    tokenizer = character_tokenizer()
+    rows = [tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] for text in texts]
+    width = max(map(len, rows))
+    tokens = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+    mask = torch.tensor([[place < len(row) for place in range(width)] for row in rows])
+    return replace(rollout(texts, **more), tokens=tokens, mask=mask, logprobs=-mask.float())
+
+
+def test_a_served_process_model_scores_steps_on_the_policys_tokens(prm):
+    """Placed by hand: characters are tokens, so ``1⏎=2`` and its end have steps at 0 and 3, and the final at 4."""
+    texts = ["1\n=2", "3", "12\n\n=3\n", "4" * 70]
+    asked, tokenizer = characters(texts, group=2), character_tokenizer()
+    here = RewardModelScorer(str(prm))
+    here.bind_tokenizer(tokenizer)
+    with served(prm, delimiter="\n") as server:
+        remote = scorer(server.url, batch_size=3)
+        assert remote(asked).steps is None  # nobody said what the policy's tokens are
+        remote.bind_tokenizer(tokenizer)
+        there = remote(asked).steps
+    ends = [row.nonzero().flatten().tolist() for row in there.ends]
+    assert ends == [[0, 3, 4], [0, 1], [1, 5, 7], []]
+    torch.testing.assert_close(there.values, here(asked).steps.values, atol=1e-5, rtol=0)
+    assert there.values[there.ends].abs().min() > 0
+
+
+def test_an_outcome_model_gives_no_steps(tmp_path, make_reward_model):
+    with served(make_reward_model(tmp_path / "orm")) as server:
+        remote = scorer(server.url)
+        remote.bind_tokenizer(character_tokenizer())
+        assert remote(characters(["1\n=2"])).steps is None
+
+
+def test_scores_of_other_steps_than_there_are_end_the_run():
+    def one_too_many(items):
+        return {**right(items), "scores": [{"final": 0.5, "steps": [1.0, 2.0, 3.0]}] * len(items), "delimiter": "\n"}
+
+    with running(Flaky((200, one_too_many))) as server:
+        remote = scorer(server.url)
+        remote.bind_tokenizer(character_tokenizer())
+        with pytest.raises(RemoteError, match=r"scores of 3 steps for a response of 2.*resume from the last"):
+            remote(characters(["1\n=2"]))

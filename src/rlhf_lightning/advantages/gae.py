@@ -28,6 +28,7 @@ class GAE(AdvantageEstimator):
     """
 
     needs_critic = True
+    reads_bootstrap = True
 
     def __init__(self, gamma: float = 1.0, lam: float = 0.95, whiten: bool = True) -> None:
         for name, value in {"gamma": gamma, "lam": lam}.items():
@@ -39,7 +40,8 @@ class GAE(AdvantageEstimator):
         """Advantages, and the returns that the critic is to foresee."""
         if rewards.baseline is None:
             raise ConfigError("advantage gae: there are no critic values; it is for PPOModule")
-        values, returns = gae(rewards.values, rewards.baseline, rewards.mask, gamma=self.gamma, lam=self.lam)
+        settings = {"gamma": self.gamma, "lam": self.lam}
+        values, returns = gae(rewards.values, rewards.baseline, rewards.mask, **settings, bootstrap=rewards.bootstrap)
         return Advantages(_whitened(values, rewards.mask) if self.whiten else values, returns)
 
 

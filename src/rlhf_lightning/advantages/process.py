@@ -13,9 +13,10 @@ from rlhf_lightning.types import Advantages, TokenRewards
 class Process(AdvantageEstimator):
     """Step scores normalized over the group's steps; a token's ``A`` sums those that end from it on (DeepSeekMath).
 
-    Shao et al., arXiv 2402.03300, §4.1.3. Needs a scorer that fills ``Scores.steps`` in: ``reward_model`` with a model
-    trained with ``supervision: process`` (see ``configs/tiny/grpo_prm.yaml``). The responses' own rewards are
-    not looked at, so ``reward_transforms`` and ``kl_reward`` would do nothing and are refused; ``kl_loss`` works.
+    Shao et al., arXiv 2402.03300, §4.1.3. Needs a scorer that fills ``Scores.steps`` in: ``reward_model``, or
+    ``remote`` for a served one, with a model trained with ``supervision: process`` (see
+    ``configs/tiny/grpo_prm.yaml``). The responses' own rewards are not looked at, so ``reward_transforms`` and
+    ``kl_reward`` would do nothing and are refused; ``kl_loss`` works.
 
     Args:
         eps: Added to the standard deviation.

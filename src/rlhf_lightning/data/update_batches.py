@@ -20,12 +20,29 @@ from rlhf_lightning.models.rollout_packs import pack_pieces, split_rollout
 from rlhf_lightning.registry import check_choice
 from rlhf_lightning.types import Experience, Rollout, UpdateBatch
 
-COUNTED: dict[str, Callable[[Rollout], Tensor]] = {
-    "keep": lambda rollout: rollout.mask,
-    "mask": lambda rollout: rollout.mask & rollout.finished[:, None],
-}
-"""(B, T) tokens that count in the losses, by what becomes of responses that were cut off."""
 
+@dataclass(frozen=True)
+class Truncation:
+    """What becomes of responses that were cut off at their limit.
+
+    Attributes:
+        count: Whether their tokens count in the losses.
+        go_on: Whether the critic says what would have followed; else nothing did.
+    """
+
+    count: bool = True
+    go_on: bool = False
+
+    def counted(self, rollout: Rollout) -> Tensor:
+        """(B, T) tokens that count in the losses."""
+        return rollout.mask if self.count else rollout.mask & rollout.finished[:, None]
+
+    def going_on(self, rollout: Rollout) -> Tensor:
+        """(B,) responses that are worth something after their last token."""
+        return ~rollout.finished & self.go_on
+
+
+TRUNCATIONS = {"keep": Truncation(), "mask": Truncation(count=False), "bootstrap": Truncation(go_on=True)}
 Batch = TypeVar("Batch", bound=Any)
 Mark = Callable[[Tensor, Tensor, Tensor, int], Tensor | None]
 

@@ -34,6 +34,8 @@ class Importance(PolicyLoss):
         high: Upper bound of w, above 0.
     """
 
+    corrects_sampler = True
+
     def __init__(
         self,
         loss: PolicyLoss | None = None,

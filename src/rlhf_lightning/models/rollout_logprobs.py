@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from rlhf_lightning import ranks
 from rlhf_lightning.functional.packing import GroupPiece
@@ -74,6 +76,20 @@ def over_rollout(of_row: Callable[[PackedSequences], Tensor], rollout: Rollout, 
         rows, packed = pack_pieces(rollout, bins[number])
         numbers[rows] = packed.to_rows(of_row(packed).to(numbers.dtype)) * ranks.does(number)
     return ranks.added(numbers)
+
+
+def with_place_after(rollout: Rollout, rows: Tensor) -> Rollout:
+    """A rollout with one more place after the last token of some responses, one column wider.
+
+    What stands in that place is of no account: the last token of a packed response is predicted, never read.
+
+    Args:
+        rollout: The responses.
+        rows: (B,) True for those that get a place.
+    """
+    tokens, mask, logprobs = (pad(x, (0, 1)) for x in (rollout.tokens, rollout.mask, rollout.logprobs))
+    mask[rows, rollout.lengths[rows]] = True
+    return replace(rollout, tokens=tokens, mask=mask, logprobs=logprobs)
 
 
 def _even_bins(rollout: Rollout, token_budget: int) -> list[list[GroupPiece]]:

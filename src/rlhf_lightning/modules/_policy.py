@@ -12,18 +12,23 @@ from torch import Tensor
 
 from rlhf_lightning import ranks
 from rlhf_lightning.data.seeding import derive_seed
-from rlhf_lightning.data.update_batches import COUNTED, updates_of
+from rlhf_lightning.data.update_batches import TRUNCATIONS, updates_of
 from rlhf_lightning.functional import AGGREGATION_MODES
 from rlhf_lightning.holdings import Forward, Holdings, Updates
 from rlhf_lightning.kl import KLTerm, KLTerms
 from rlhf_lightning.models.lora import LoRA
-from rlhf_lightning.modules._referred import ReferredModule
+from rlhf_lightning.modules._exploring import ExploringModule
 from rlhf_lightning.modules.evaluation import greedy_rewards, proxy_of, samples_of
-from rlhf_lightning.modules.further import further_prompts
 from rlhf_lightning.modules.optim import StepGuard
-from rlhf_lightning.modules.plan import BatchPlan, check_estimator, check_group_size, check_token_budget
+from rlhf_lightning.modules.plan import (
+    BatchPlan,
+    check_bootstrap,
+    check_estimator,
+    check_group_size,
+    check_token_budget,
+)
 from rlhf_lightning.modules.sharing import own_batches
-from rlhf_lightning.pipeline import LogProbs, Pipeline
+from rlhf_lightning.pipeline import CriticValues, Pipeline
 from rlhf_lightning.protocols import (
     AdvantageEstimator,
     Metric,
@@ -34,7 +39,6 @@ from rlhf_lightning.protocols import (
     Scorer,
 )
 from rlhf_lightning.registry import check_choice
-from rlhf_lightning.samplers.seeds import sample_seeds
 from rlhf_lightning.scorers import combine
 from rlhf_lightning.scorers.shared import shared
 from rlhf_lightning.types import Experience, UpdateBatch
@@ -43,7 +47,7 @@ if TYPE_CHECKING:
     from rlhf_lightning.data.prompts import PromptData
 
 
-class PolicyModule(ReferredModule):
+class PolicyModule(ExploringModule):
     """Trains a policy on its own samples; which algorithm it is depends only on the parts put in.
 
     One Lightning epoch is one rollout: the train dataloader samples with the current weights, and each batch is one
@@ -77,9 +81,14 @@ class PolicyModule(ReferredModule):
         seed: Run seed: with rollout, prompt and sample number it determines every draw.
         truncated: What becomes of responses that were cut off at their limit. ``keep``: they count like the others,
             their reward on the last token and a value of 0 after it. ``mask``: they count in no loss (but still in
-            their group's statistics). A penalty is a reward transform, ``missing_eos_penalty``.
+            their group's statistics). ``bootstrap``: what would have followed is worth what the critic says after the
+            last token, and so no limit teaches the critic that responses end there; the reward stays on that token. A
+            penalty is a reward transform, ``missing_eos_penalty``.
         max_nonfinite_in_a_row: Updates in a row whose gradient is not finite that end the run; such an update is
             skipped and counted (``update/skipped``).
+        overlap: 0 samples each rollout with the newest weights. 1 draws the next one in the background while this one
+            trains, with the weights that this one began with: it is trained on one rollout's updates later. See
+            :mod:`rlhf_lightning.modules._exploring`.
         measure_entropy: Log the exact entropy of the policy that made each rollout (``policy/entropy``), for one more
             forward of it a rollout. ``−policy/logprob_mean`` is an unbiased estimate of it that costs nothing.
 
@@ -116,8 +125,9 @@ class PolicyModule(ReferredModule):
         lora: LoRA | None = None,
         gradient_checkpointing: bool = False,
         seed: int = 1,
-        truncated: Literal["keep", "mask"] = "keep",
+        truncated: Literal["keep", "mask", "bootstrap"] = "keep",
         max_nonfinite_in_a_row: int = 5,
+        overlap: int = 0,
         measure_entropy: bool = False,
     ) -> None:
         super().__init__(policy, sampler, optimizer, warmup_updates, max_grad_norm, lora, gradient_checkpointing, seed)
@@ -126,9 +136,13 @@ class PolicyModule(ReferredModule):
         check_group_size(samples_per_prompt, [sampler, advantage, *reward_transforms])
         check_estimator(advantage, reward_transforms, kl_reward, has_critic=self.has_critic)
         check_choice(aggregation, AGGREGATION_MODES, "aggregation")
-        self.truncated, self.guard = truncated, StepGuard(max_nonfinite_in_a_row)
+        check_choice(truncated, TRUNCATIONS, "truncated")
+        self.truncation = TRUNCATIONS[truncated]
+        check_bootstrap(advantage, wanted=self.truncation.go_on)
+        self.guard = StepGuard(max_nonfinite_in_a_row)
         self.measure_entropy, self.reference_source = measure_entropy, reference
         self.advantage, self.policy_loss = advantage, policy_loss
+        self.sample_ahead(overlap)
         self.scorer = combine(scorers, scorer_weights)
         self.transforms, self.extra_metrics = reward_transforms, metrics or []
         self.kl = KLTerms(kl_reward, kl_loss)
@@ -137,11 +151,6 @@ class PolicyModule(ReferredModule):
     epoch_noun = "rollout"
     #: Whether the module trains a critic.
     has_critic = False
-
-    @property
-    def data(self) -> PromptData:
-        """The run's prompts."""
-        return self.trainer.datamodule  # type: ignore[attr-defined]
 
     @property
     def proxy(self) -> Scorer | None:
@@ -169,7 +178,8 @@ class PolicyModule(ReferredModule):
         self.scorer.check()
         super().preflight(data)
         longest = max(len(prompt.tokens) for prompt in data.train_prompts(0, self.plan.prompts_per_rollout))
-        check_token_budget(self.plan.token_budget, longest, self.sampler.params.max_new_tokens)
+        longest_response = self.sampler.params.max_new_tokens + self.truncation.go_on
+        check_token_budget(self.plan.token_budget, longest, longest_response)
 
     def describe(self) -> str:
         """The run's batch arithmetic, in a line."""
@@ -189,7 +199,8 @@ class PolicyModule(ReferredModule):
             self.gradient_checkpointing,
         )
         models, forwards = (*self.held_models(), *scorers), (*scored, *self.forwards())
-        return Holdings(models, updates, forwards, self.sampler.decoding(), True, self.sampler.exact)
+        exact = self.sampler.exact and not self.overlap
+        return Holdings(models, updates, forwards, self.sampler.decoding(), True, exact)
 
     def typical_lengths(self, data: PromptData) -> tuple[float, float]:
         """The first rollout's prompts, and the longest response that is allowed."""
@@ -216,7 +227,7 @@ class PolicyModule(ReferredModule):
             advantage=self.advantage,
             kl_reward=self.kl.reward,
             reference=self._reference_logprobs if self.kl.given else None,
-            behaviour=None if self._sampler_is_exact else self._policy_logprobs,
+            behaviour=self.behaviour,
             values=self.values_of,
             prompt_baseline=baseline if self.advantage.needs_prompt_baseline else None,
             metrics=self.extra_metrics,
@@ -224,12 +235,7 @@ class PolicyModule(ReferredModule):
         )
 
     @property
-    def _sampler_is_exact(self) -> bool:
-        """Whether the sampler's log-probs are the trainer's own: not under autocast, which the sampler doesn't use."""
-        return self.sampler.exact and "mixed" not in str(self.trainer.precision)
-
-    @property
-    def values_of(self) -> LogProbs | None:
+    def values_of(self) -> CriticValues | None:
         """The critic's values of a rollout; None without a critic."""
         return None
 
@@ -249,23 +255,6 @@ class PolicyModule(ReferredModule):
         self.tell_callbacks("on_experience", experience)
         return self._cut(experience)
 
-    def explore(self) -> Experience:
-        """The rollout of this index: a function of the weights, the seed and the index alone."""
-        self.to_rollout_mode()
-        rollout, samples = self.rollout_index, self.plan.samples_per_prompt
-        prompts = self.data.train_prompts(rollout, self.plan.prompts_per_rollout)
-        seeds = sample_seeds(self.seed, rollout, prompts, samples)
-        further = further_prompts(self.data, prompts, seed=self.seed, rollout=rollout, samples_per_prompt=samples)
-        experience = self.pipeline(prompts, samples_per_prompt=samples, seeds=seeds, further=further)
-        self.sampler.release()
-        if experience.rollout.weights_version != self.global_step:
-            raise RuntimeError(
-                f"the sampler used weights of version {experience.rollout.weights_version}, "
-                f"but the policy is at version {self.global_step}"
-            )
-        self.model.train()
-        return experience
-
     def _cut(self, experience: Experience) -> list[UpdateBatch]:
         updates = updates_of(
             experience,
@@ -273,7 +262,7 @@ class PolicyModule(ReferredModule):
             token_budget=self.plan.token_budget,
             aggregation=self.aggregation,
             mark=self._mark,
-            counted=COUNTED[self.truncated](experience.rollout),
+            counted=self.truncation.counted(experience.rollout),
             shared_by=ranks.world_size(),
         )
         return [batch for update in updates for batch in own_batches(update)] * self.plan.epochs_per_rollout

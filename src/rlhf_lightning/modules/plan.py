@@ -101,6 +101,19 @@ def check_estimator(
         )
 
 
+def check_bootstrap(advantage: AdvantageEstimator, *, wanted: bool) -> None:
+    """Refuses to ask a critic what follows responses that were cut off, where nobody would listen.
+
+    Raises:
+        ConfigError: Naming the estimator.
+    """
+    if wanted and not advantage.reads_bootstrap:
+        raise ConfigError(
+            f"truncated: bootstrap gives what a critic says after the last token, which advantage "
+            f"{type(advantage).__name__} does not read: take PPOModule with gae, or truncated: keep or mask"
+        )
+
+
 def check_token_budget(token_budget: int, longest_prompt: int, max_new_tokens: int) -> None:
     """Refuses micro-batches that one prompt with one response would not fit.
 

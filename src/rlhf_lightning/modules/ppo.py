@@ -22,9 +22,9 @@ from rlhf_lightning.kl import KLTerm
 from rlhf_lightning.losses import Clip, ClippedValue
 from rlhf_lightning.models.critics import Critic, SharedHead, adapter_critic, check_critic_source, own_critic
 from rlhf_lightning.models.reward_folder import with_head
-from rlhf_lightning.models.rollout_logprobs import over_rollout
+from rlhf_lightning.models.rollout_logprobs import over_rollout, with_place_after
 from rlhf_lightning.modules._policy import PolicyModule
-from rlhf_lightning.pipeline import LogProbs
+from rlhf_lightning.pipeline import CriticValues
 from rlhf_lightning.protocols import (
     AdvantageEstimator,
     ModelSource,
@@ -196,16 +196,19 @@ class PPOModule(PolicyModule):
     # ---- values and updates -----------------------------------------------------------------------------------------
 
     @property
-    def values_of(self) -> LogProbs:
+    def values_of(self) -> CriticValues:
         """The critic's values of a rollout, at the precision of training steps."""
         return self._rollout_values
 
-    def _rollout_values(self, rollout: Rollout) -> Tensor:
+    def _rollout_values(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
+        """One forward for both: a place after the last token is predicted from that token, as any other is."""
         self.value_model.eval()
         of_row = partial(self.value_model.values, self.model)
-        values = self.without_training(partial(over_rollout, of_row, rollout, token_budget=self.plan.token_budget))
+        longer = with_place_after(rollout, self.truncation.going_on(rollout))
+        values = self.without_training(partial(over_rollout, of_row, longer, token_budget=self.plan.token_budget))
         self.value_model.train()
-        return values
+        after = values.gather(1, rollout.lengths[:, None]).squeeze(1)
+        return values[:, :-1] * rollout.mask, after
 
     def update_loss(self, batch: UpdateBatch) -> Tensor:
         """Policy loss and value loss; while the critic warms up, the policy is left out, and so has no gradient."""

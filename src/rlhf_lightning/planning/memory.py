@@ -135,9 +135,10 @@ def _on_the_way(job: Job, activations_kept: float) -> float:
 def _kept_from_rollout(job: Job) -> float:
     """On CPU freed memory stays with the process (``models.cpu_memory``).
 
-    The sampler's weights and cache leave pieces between what lives on; the update's blocks are larger than these.
+    The sampler's weights and cache leave pieces between what lives on; the update's blocks are larger than these. One
+    that draws meanwhile has not freed them: they stand with what every phase holds.
     """
-    if not job.on_cpu or job.decoding is None or not job.draws:
+    if not job.on_cpu or job.decoding is None or not job.draws or job.decoding.ahead:
         return 0.0
     return sum(decoder_weights(job).values()) + cache_bytes(job)
 

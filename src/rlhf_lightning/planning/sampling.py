@@ -17,7 +17,7 @@ def decoder_weights(job: Job, *, evaluating: bool = False) -> dict[str, float]:
         return {}
     size = decoder_width(job)
     shape = job.policy.shape
-    copied = fused(job) or size != job.width(job.policy) or job.rule.weights
+    copied = fused(job) or size != job.width(job.policy) or job.rule.weights or job.decoding.ahead
     head_too = shape.embedding if fused(job) and not shape.head else 0
     return {"decoder's weights": float((shape.parameters + head_too) * size)} if copied else {}
 
@@ -70,7 +70,9 @@ def fused(job: Job) -> bool:
 
 
 def engine_awake(job: Job) -> dict[str, float]:
-    """What an engine keeps through training, where it does not sleep."""
+    """What an engine keeps through training, where it does not sleep; what a sampler that draws meanwhile needs."""
+    if job.decoding is not None and job.decoding.ahead:
+        return decoder_weights(job) | sampling(job)
     awake = job.decoding is not None and job.decoding.reserved and not job.decoding.sleeps
     return sampling(job) if awake else {}
 

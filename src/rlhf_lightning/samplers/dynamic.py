@@ -87,6 +87,10 @@ class DynamicSampler(Sampler):
         """Syncs the sampler inside."""
         self.sampler.sync(weights_version)
 
+    def hold_weights(self) -> None:
+        """Asks the sampler inside."""
+        self.sampler.hold_weights()
+
     def release(self) -> None:
         """Releases the sampler inside."""
         self.sampler.release()

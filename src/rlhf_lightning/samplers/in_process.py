@@ -7,6 +7,7 @@ of processes change it (beyond the rounding of matrix products, which may depend
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -74,6 +75,7 @@ class InProcessSampler(Sampler):
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._decoder: Decoder | None = None
         self._version: int | None = None
+        self._holds = False
 
     @property
     def exact(self) -> bool:
@@ -94,6 +96,10 @@ class InProcessSampler(Sampler):
         self._model, self._tokenizer = model, tokenizer
         self._decoder, self._version = choose_decoder(self.decoder, model), None
 
+    def hold_weights(self) -> None:
+        """From now on a decoder that reads the live model is given a copy of it at each :meth:`sync`."""
+        self._holds = True
+
     @torch.inference_mode()
     def sync(self, weights_version: int) -> None:
         """Takes the policy's weights as they are now.
@@ -104,6 +110,8 @@ class InProcessSampler(Sampler):
         if self._model is None or self._decoder is None:
             raise RuntimeError("sampler in_process: bind(model, tokenizer) must come before sync")
         self._decoder.load(self._model, self.dtype)
+        if self._holds and self._decoder.reads_live:
+            self._decoder.load(copy.deepcopy(self._model), self.dtype)
         self._version = weights_version
 
     def release(self) -> None:

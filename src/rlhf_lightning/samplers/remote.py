@@ -64,6 +64,8 @@ class RemoteSampler(Sampler):
         ConfigError: If a value is out of range, or a url is not to be trusted with what is sent.
     """
 
+    owns_weights = True
+
     def __init__(
         self,
         urls: list[str],

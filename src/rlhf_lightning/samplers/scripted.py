@@ -43,6 +43,8 @@ class ScriptedSampler(Sampler):
         DataError: If the file cannot be read, naming the line.
     """
 
+    owns_weights = True
+
     def __init__(
         self,
         responses: dict[str, list[str]] | None = None,

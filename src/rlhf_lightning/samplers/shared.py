@@ -64,6 +64,10 @@ class SharedSampler(Sampler):
         """Syncs the sampler inside."""
         self.sampler.sync(weights_version)
 
+    def hold_weights(self) -> None:
+        """Asks the sampler inside."""
+        self.sampler.hold_weights()
+
     def release(self) -> None:
         """Releases the sampler inside."""
         self.sampler.release()
@@ -77,14 +81,15 @@ class SharedSampler(Sampler):
         params: SamplingParams | None = None,
     ) -> Rollout:
         """Draws this rank's share, and gathers the others'."""
-        mine = ranks.own_share(len(prompts))
-        own = self.sampler(
-            [prompts[i] for i in mine],
-            samples_per_prompt=samples_per_prompt,
-            seeds=seeds[rows_of(mine, samples_per_prompt)],
-            params=params,
-        )
+        mine, own_seeds = own_part(prompts, samples_per_prompt, seeds)
+        own = self.sampler(mine, samples_per_prompt=samples_per_prompt, seeds=own_seeds, params=params)
         return gathered_rollout(own, prompts)
+
+
+def own_part(prompts: Sequence[Prompt], samples_per_prompt: int, seeds: Tensor) -> tuple[list[Prompt], Tensor]:
+    """The prompts of which this rank draws the responses, and their samples' seeds."""
+    mine = ranks.own_share(len(prompts))
+    return [prompts[i] for i in mine], seeds[rows_of(mine, samples_per_prompt)]
 
 
 def gathered_rollout(own: Rollout, prompts: Sequence[Prompt]) -> Rollout:

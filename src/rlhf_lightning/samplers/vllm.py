@@ -66,6 +66,8 @@ class VLLMSampler(Sampler):
         ConfigError: If an argument is out of range.
     """
 
+    owns_weights = True
+
     def __init__(
         self,
         max_new_tokens: int = 64,

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
+from rlhf_lightning.data.steps import step_ends
 from rlhf_lightning.errors import ConfigError, RemoteError, RLHFError
 from rlhf_lightning.functional.step_scores import STEP_AGGREGATIONS
 from rlhf_lightning.protocols import Scorer
 from rlhf_lightning.registry import check_choice, register
 from rlhf_lightning.reward_types import ResponseScore
 from rlhf_lightning.scorers._judged_rollout import scores_of
+from rlhf_lightning.scorers._step_tokens import step_scores
 from rlhf_lightning.scorers.client import Client, check_url, token_in
-from rlhf_lightning.types import Prompt, Rollout, Scores
+from rlhf_lightning.types import Prompt, Rollout, Scores, StepScores
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @register("scorer", "remote")
@@ -22,7 +28,8 @@ class RemoteScorer(Scorer):
 
     Texts are sent, and the server's model reads them in its own tokens. A server that is away or busy is asked again,
     with longer and longer waits; when it stays so, the run ends with an error and resumes from its last checkpoint. A
-    server that comes back with another model ends the run too.
+    server that comes back with another model ends the run too. A process model's scores of steps come with the
+    delimiter that it cuts steps at, and are placed on the policy's tokens, for ``advantage: process``.
 
     Args:
         url: Where it is served, such as ``http://127.0.0.1:8020``.
@@ -67,6 +74,12 @@ class RemoteScorer(Scorer):
         self.timeout, self.retries, self.backoff = timeout, retries, backoff
         self.failure_score, self.name = failure_score, label
         self.model: str | None = None
+        self._delimiter: str | None = None
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+
+    def bind_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Takes the policy's tokenizer: steps' scores are placed on its tokens."""
+        self._tokenizer = tokenizer
 
     @property
     def client(self) -> Client:
@@ -104,7 +117,7 @@ class RemoteScorer(Scorer):
         return self.model or ""
 
     def __call__(self, rollout: Rollout) -> Scores:
-        """(B,) scores.
+        """(B,) scores, and of a process model those of the steps.
 
         Raises:
             RemoteError: If the server gives no scores in any attempt, or not those that were asked for.
@@ -114,10 +127,21 @@ class RemoteScorer(Scorer):
         try:
             for start in range(0, len(items), self.batch_size):
                 found += self._scores(items[start : start + self.batch_size])
+            steps = self._steps(found, rollout)
         except RemoteError as error:
             again = "Nothing is lost: resume from the last checkpoint (--ckpt_path last) once it answers"
             raise RemoteError(f"scorer {self.name}: {error}. {again}") from error
-        return scores_of(self.name, found, aggregation=self.aggregation, failure_score=self.failure_score)
+        scores = scores_of(self.name, found, aggregation=self.aggregation, failure_score=self.failure_score)
+        return replace(scores, steps=steps)
+
+    def _steps(self, found: Sequence[ResponseScore | None], rollout: Rollout) -> StepScores | None:
+        if self._tokenizer is None or self._delimiter is None:
+            return None
+        for score, text in zip(found, rollout.texts, strict=True):
+            cut = len(step_ends(text, self._delimiter))
+            if score is not None and len(score.steps) != cut:
+                raise RemoteError(f"{self.url} gave scores of {len(score.steps)} steps for a response of {cut}")
+        return step_scores(found, rollout, self._tokenizer, self._delimiter)
 
     def _scores(self, items: Sequence[dict[str, Any]]) -> Iterator[ResponseScore | None]:
         answer = self.client.ask("/score", {"items": items})
@@ -126,6 +150,8 @@ class RemoteScorer(Scorer):
         if len(answer["scores"]) != len(items):
             raise RemoteError(f"{self.url} gave {len(answer['scores'])} scores for {len(items)} responses")
         self._same_model(str(answer.get("model")))
+        delimiter = answer.get("delimiter")
+        self._delimiter = delimiter if isinstance(delimiter, str) and delimiter else None
         return map(self._score, answer["scores"])
 
     def _score(self, given: Any) -> ResponseScore | None:

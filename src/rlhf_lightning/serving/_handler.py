@@ -23,4 +23,4 @@ class Handler(_http.Handler):
 
     def _score(self, body: bytes, kind: str) -> tuple[dict[str, Any], int]:
         scores = self.server.scores_of(groups_in(body, max_items=self.server.limits.items))
-        return answer(scores, self.server.model), len(scores)
+        return answer(scores, self.server.model, self.server.delimiter), len(scores)

@@ -3,7 +3,8 @@
 Request: ``{"items": [{"question": text, "messages": [turns], "response": text, "finished": true}]}``; ``messages``
 (``role`` and ``content`` each) stand in place of the question for a chat, ``finished`` is true where not given.
 Answer: ``{"scores": [{"final": number, "steps": [numbers]}], "model": identity}``, in the order of the items; ``final``
-is null where a response cannot be scored.
+is null where a response cannot be scored. From a process model ``"delimiter": text`` stands beside them: each of
+``steps`` is of a part of the response between two of these, parts of white space left out.
 """
 
 from __future__ import annotations
@@ -42,15 +43,16 @@ def groups_in(body: bytes, *, max_items: int) -> list[JudgedGroup]:
     return groups
 
 
-def answer(scores: Sequence[ResponseScore | None], model: str) -> dict[str, Any]:
-    """The answer to a request.
+def answer(scores: Sequence[ResponseScore | None], model: str, delimiter: str | None = None) -> dict[str, Any]:
+    """The answer to a request; ``delimiter`` is what a process model cuts steps at.
 
     Raises:
         ValueError: If a score is not finite.
     """
     if any(not math.isfinite(x) for score in scores if score is not None for x in (score.final, *score.steps)):
         raise ValueError("the reward model gave a score that is not finite")
-    return {"scores": [{"final": s and s.final, "steps": list(s.steps) if s else []} for s in scores], "model": model}
+    given = [{"final": s and s.final, "steps": list(s.steps) if s else []} for s in scores]
+    return {"scores": given, "model": model, **({} if delimiter is None else {"delimiter": delimiter})}
 
 
 def _json(body: bytes) -> Any:

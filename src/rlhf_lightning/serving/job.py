@@ -72,7 +72,8 @@ class ServeRM:
         Raises:
             ConfigError: If the address cannot be had.
         """
-        settings = {"process": judge.process, "token": self.token, "limits": self.limits}
+        delimiter = judge.folder.card.delimiter if judge.process else None
+        settings = {"process": judge.process, "delimiter": delimiter, "token": self.token, "limits": self.limits}
 
         def make() -> ScoreServer:
             return ScoreServer(self.host, self.port, judge.score, judge.identity, **settings)  # type: ignore[arg-type]

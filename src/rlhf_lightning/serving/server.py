@@ -24,6 +24,7 @@ class ScoreServer(Server):
         score: Does the work; never called twice at once.
         model: Identity of what scores.
         process: Whether it scores steps.
+        delimiter: Where it cuts steps, which is sent with their scores; None where it scores none.
         token: What a client must send as ``Authorization: Bearer …``; None asks for nothing.
         limits: What a request may take.
     """
@@ -38,10 +39,11 @@ class ScoreServer(Server):
         model: str,
         *,
         process: bool = False,
+        delimiter: str | None = None,
         token: str | None = None,
         limits: Limits | None = None,
     ) -> None:
-        self.score, self.model, self.process = score, model, process
+        self.score, self.model, self.process, self.delimiter = score, model, process, delimiter
         super().__init__(host, port, Handler, token=token, limits=limits)
 
     def health(self) -> dict[str, Any]:

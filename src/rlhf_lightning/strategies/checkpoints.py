@@ -17,13 +17,18 @@ _COMPLETE = "lr_schedulers"
 """What Lightning saves of a run that can go on, in every format, and leaves out beside weights alone."""
 
 
+def is_complete(checkpoint: Mapping[str, Any]) -> bool:
+    """Whether training can go on from a checkpoint."""
+    return _COMPLETE in checkpoint
+
+
 def check_complete(checkpoint: Mapping[str, Any]) -> None:
     """Makes sure that training can go on from a checkpoint.
 
     Raises:
         ConfigError: If it holds weights alone.
     """
-    if _COMPLETE not in checkpoint:
+    if not is_complete(checkpoint):
         raise ConfigError(
             "the checkpoint holds weights alone, so no training can go on from it: resume with last, or begin a "
             "new run from it (policy: {name: run, path: …/best.ckpt})"

@@ -41,8 +41,9 @@ class HFDecoder(Decoder):
         with torch.no_grad():
             if is_spread(model):
                 self._model = whole_copy(model, dtype or model.dtype)
-                return
-            self._model = model if dtype in (None, model.dtype) else copy.deepcopy(model).to(dtype)  # type: ignore[arg-type]
+            else:
+                self._model = model if dtype in (None, model.dtype) else copy.deepcopy(model).to(dtype)  # type: ignore[arg-type]
+        self.reads_live = self._model is model
 
     def start(self, prompts: Sequence[Sequence[int]], owner: Tensor, max_new_tokens: int) -> DecodingSession:
         """Prefills the prompts in one batch, then gives each sequence its prompt's cache."""

@@ -41,6 +41,8 @@ class LlamaDecoder(Decoder):
     the weights' type: it is both faster there and closer.
     """
 
+    reads_live = False
+
     def __init__(self) -> None:
         self._weights: LlamaWeights | None = None
 
