@@ -91,7 +91,8 @@ def sharding_of(strategy: Any) -> Sharding:
         if kind.__name__ in _SHARDINGS:
             return _load(_SHARDINGS[kind.__name__])(strategy)  # type: ignore[no-any-return]
         if kind.__name__ in _INSTEAD:
-            raise ConfigError(f"trainer.strategy: {kind.__name__} is not for these modules: {_INSTEAD[kind.__name__]}")
+            ours = _INSTEAD[kind.__name__]
+            raise ConfigError(f"trainer.strategy: Lightning's {kind.__name__} cannot train these modules; take {ours}")
     return Sharding(strategy)
 
 
