@@ -10,6 +10,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 240
+"""Seconds that a training, start included, may take; a busy machine is slow."""
 
 
 def free_port() -> int:
@@ -31,14 +32,15 @@ def train(folder: Path, *, world: int, **settings: Any) -> list[str]:
 def train_all(cases: list[dict[str, Any]], *, world: int) -> list[str]:
     """Runs ``training.train`` for each case in turn, all in the same processes."""
     told = json.dumps([{"world": world, **case} for case in cases])
-    return run([sys.executable, "-m", "tests.scale.training", told], world=world)
+    timeout = TIMEOUT + 20 * len(cases)
+    return run([sys.executable, "-m", "tests.scale.training", told], world=world, timeout=timeout)
 
 
-def run(command: list[str], *, world: int) -> list[str]:
+def run(command: list[str], *, world: int, timeout: float = TIMEOUT) -> list[str]:
     port = str(free_port())
     ranks = [_start(command, rank, world, port) for rank in range(world)]
     try:
-        said = [process.communicate(timeout=TIMEOUT)[0] for process in ranks]
+        said = [process.communicate(timeout=timeout)[0] for process in ranks]
     finally:
         for process in ranks:
             process.kill()
