@@ -273,20 +273,21 @@ sys.exit(main(["serve-policy", "--policy=embedded-arithmetic", "--port=0", "--de
 
 
 @pytest.fixture
-def processes():
-    """Two servers in processes of their own."""
-    started = [subprocess.Popen([sys.executable, "-c", JOB], stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    try:
-        yield [(process, process.stdout.readline().split(" at ")[1].split(" ")[0]) for process in started]
-    finally:
-        for process in started:
+def victim():
+    """A server in a process of its own."""
+    with subprocess.Popen([sys.executable, "-c", JOB], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process, process.stdout.readline().split(" at ")[1].split(" ")[0]
+        finally:
             process.kill()
-            process.wait(10)
-            process.stdout.close()
 
 
-def test_a_server_killed_mid_rollout_is_noticed_and_nothing_is_lost_or_twice(processes):
-    (victim, its_url), (_, other_url) = processes
+def test_a_server_killed_mid_rollout_is_noticed_and_nothing_is_lost_or_twice(victim):
+    with serving(source=EmbeddedArithmetic()) as other:
+        killed_mid_rollout(*victim, other.url)
+
+
+def killed_mid_rollout(victim, its_url, other_url):
     source = EmbeddedArithmetic()
     policy = source.load(), source.tokenizer()
     sampler = RemoteSampler([its_url, other_url], max_new_tokens=200, temperature=1.5, **{**QUICK, "retries": 1})
