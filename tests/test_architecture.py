@@ -19,6 +19,7 @@ FLOORS = [
         "reward_types",
         "events",
         "devices",
+        "process_memory",
         "run_layout",
         "functional",
         "ranks",

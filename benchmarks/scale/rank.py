@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import resource
 import time
 import warnings
 from pathlib import Path
@@ -19,6 +18,7 @@ from step.ours import EndlessFolder, EvenShare, FixedPrompts
 from rlhf_lightning import ranks
 from rlhf_lightning.kl import Fixed, KLTerm
 from rlhf_lightning.modules.grpo import GRPOModule
+from rlhf_lightning.process_memory import peak_resident
 from rlhf_lightning.samplers import InProcessSampler
 from rlhf_lightning.strategies import strategy_named
 
@@ -58,7 +58,7 @@ def main() -> None:
     )  # fmt: skip
     module = _module(options.model)
     trainer.fit(module, datamodule=FixedPrompts(PROMPT_TOKENS, PROMPTS * (options.steps + 1)))
-    peak = ranks.largest([resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024])[0]
+    peak = ranks.largest([peak_resident() / 2**20])[0]
     norm = _norm(module)
     if ranks.rank() == 0:
         print("RESULT " + json.dumps({"steps": rollouts.rows[1:], "peak_mb": peak, "norm": norm}), flush=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,14 +63,22 @@ class Clock:
 
 
 def peak_memory() -> float:
-    """Largest resident memory of this process so far, imports and loading included, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Largest resident memory of this program so far, imports and loading included, in MB.
+
+    Not ``getrusage``'s, which starts at the peak of the process that forked this one.
+    """
+    return _status("VmHWM") / 1024
 
 
 def resident_memory() -> float:
     """Resident memory now, in MB."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+    return _status("VmRSS") / 1024
+
+
+def _status(field: str) -> int:
+    """A line of Linux's account of this process, in kB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
 def _machine_seconds() -> tuple[float, float]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -54,11 +53,12 @@ def main(words: list[str]) -> int:
     from rlhf_lightning.cli import main as rlhf
     from rlhf_lightning.cli.commands.plan import _parser, make_plan
     from rlhf_lightning.plugins import load_builtins
+    from rlhf_lightning.process_memory import peak_resident
 
     load_builtins()
     plan = make_plan(*_parser().parse_known_args(words))
     code = rlhf(["fit", *words])
-    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    held = peak_resident()
     phases = {phase.name: {name: round(size / 2**20) for name, size in phase.parts.items()} for phase in plan.phases}
     print(json.dumps({"planned": plan.peak.total, "held": held, "phase": plan.peak.name, "phases": phases}))
     return code

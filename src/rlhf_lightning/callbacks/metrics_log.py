@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
-
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
@@ -12,8 +9,7 @@ from lightning.pytorch.loggers.logger import Logger
 
 from rlhf_lightning.callbacks.loggers import ResumableCSVLogger, ResumableTensorBoardLogger
 from rlhf_lightning.callbacks.run_folder import RolloutModule
-
-_BYTES_PER_UNIT = 1 if sys.platform == "darwin" else 1024
+from rlhf_lightning.process_memory import peak_resident
 
 
 class MetricsLog(Callback):
@@ -79,7 +75,7 @@ def with_timings(metrics: dict[str, float], timings: dict[str, float]) -> dict[s
 
 def peak_memory() -> dict[str, float]:
     """Most memory this process has held so far, in GiB: resident, and allocated on its CUDA device if it has one."""
-    peak = {"memory/peak_rss_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _BYTES_PER_UNIT / 2**30}
+    peak = {"memory/peak_rss_gib": peak_resident() / 2**30}
     if torch.cuda.is_available():
         peak["memory/peak_cuda_gib"] = torch.cuda.max_memory_allocated() / 2**30
     return peak

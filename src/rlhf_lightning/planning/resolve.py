@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +16,7 @@ from rlhf_lightning.planning.job import BYTES, Job, Lengths, Model, Optimizer
 from rlhf_lightning.planning.machines import Machine
 from rlhf_lightning.planning.shapes import Shape, shape_of
 from rlhf_lightning.planning.sharding import rule_of
+from rlhf_lightning.process_memory import resident
 
 CUDA_FRAMEWORK = 1.5e9
 """Bytes that a CUDA context with its libraries and NCCL's buffers take of a device: our assumption."""
@@ -112,14 +110,6 @@ def optimizer_of(make: Callable[..., Any], *, on_cpu: bool) -> Optimizer:
     whole = 1.0 if together and states >= 2 else 0.0
     single = 0.0 if fused or together or not states else 2.0
     return Optimizer(states, whole, single, type(optimizer).__name__)
-
-
-def resident() -> int:
-    """Bytes of main memory that this process holds."""
-    statm = Path("/proc/self/statm")
-    if statm.is_file():
-        return int(statm.read_text(encoding="ascii").split()[1]) * resource.getpagesize()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _model(held: HeldModel, stated: Mapping[str, str]) -> Model:
