@@ -9,7 +9,7 @@ from rlhf_lightning.strategies import check_strategy, register_strategies, shard
 
 @pytest.mark.parametrize(
     ("name", "near"),
-    [("fsdp3", "fsdp2"), ("zero_3", "zero3"), ("dpd", "ddp"), ("fsdp", "fsdp1"), ("ddp_spwan", "ddp_spawn")],
+    [("fsdp3", "fsdp2"), ("zero_3", "zero3"), ("dpd", "ddp"), ("fsdp", "fsdp2"), ("ddp_spwan", "ddp_spawn")],
 )
 def test_an_unknown_one_is_refused_with_the_nearest(rlhf, name, near):
     error = rlhf("fit", "--config", "fake.yaml", f"--trainer.strategy={name}").error
