@@ -51,8 +51,10 @@ class Decoding:
         batch_size: Most sequences decoded at once.
         dtype: Type of its weights, the model's own if None.
         decoder: Name of the decoder, or ``auto``.
-        reserved: Share of the device's memory that an engine takes for itself, weights and cache in it; 0 for none.
-        sleeps: Whether the engine gives it back between rollouts.
+        reserved: Share of a GPU's memory that an engine takes for itself, weights and cache in it; 0 for none.
+        cache: Bytes that an engine sets aside for keys and values, beside its weights, where it takes no such share;
+            None for what a batch needs.
+        sleeps: Whether the engine gives a GPU's memory back between rollouts.
         ahead: Whether it draws while the policy trains, from its own copy of the weights.
     """
 
@@ -61,6 +63,7 @@ class Decoding:
     dtype: str | None = None
     decoder: str = "auto"
     reserved: float = 0.0
+    cache: int | None = None
     sleeps: bool = False
     ahead: bool = False
 

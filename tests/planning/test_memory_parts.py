@@ -61,6 +61,28 @@ def test_a_sampler_that_draws_ahead_holds_its_copy_while_the_policy_trains(decod
     assert "kept from the rollout" not in after["update"]
 
 
+ENGINE = Decoding(16, 8, reserved=0.6, cache=5000, sleeps=True)
+
+
+def test_an_engine_on_cpu_keeps_its_weights_and_cache_while_the_policy_trains():
+    """It sleeps on GPUs alone, and takes no share of a computer's memory."""
+    run = job(decoding=ENGINE)
+    update = {phase.name: phase.parts for phase in phases(run)}["update"]
+    assert update["decoder's weights"] == 4 * shape().parameters
+    assert update["keys and values"] == 5000
+    assert "engine's share" not in update
+    assert "kept from the rollout" not in update
+
+
+@pytest.mark.parametrize(("sleeps", "awake"), [(True, None), (False, 0.6e9)])
+def test_an_engine_on_a_gpu_takes_its_share_and_gives_it_back_in_sleep(sleeps, awake):
+    run = job(decoding=replace(ENGINE, sleeps=sleeps), on_cpu=False)
+    parts = {phase.name: phase.parts for phase in phases(run)}
+    assert parts["rollout"]["engine's share"] == 0.6e9  # of 1 GB
+    assert parts["update"].get("engine's share") == awake
+    assert not {"decoder's weights", "keys and values"} & parts["rollout"].keys()
+
+
 def test_what_glm4_needs_by_hand():
     """9.4 B parameters: 4 bytes of weight each, and 4 of gradient and 8 of Adam's states where they train."""
     run = job(Model("policy", "glm", big(), 4, trained=True), Model("reference", "glm", big(), 4))

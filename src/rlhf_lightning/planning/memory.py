@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from rlhf_lightning.planning.activations import activations, in_backward, kept, logits, selected
 from rlhf_lightning.planning.job import Job, Model
-from rlhf_lightning.planning.sampling import cache_bytes, decoder_weights, largest, reordering, sampling
+from rlhf_lightning.planning.sampling import cache_bytes, decoder_weights, is_engine, largest, reordering, sampling
 from rlhf_lightning.planning.standing import gradients, on_host, standing, state_width, trained_width
 
 BUFFER_GROWTH = 1.125
@@ -135,10 +135,10 @@ def _on_the_way(job: Job, activations_kept: float) -> float:
 def _kept_from_rollout(job: Job) -> float:
     """On CPU freed memory stays with the process (``models.cpu_memory``).
 
-    The sampler's weights and cache leave pieces between what lives on; the update's blocks are larger than these. One
-    that draws meanwhile has not freed them: they stand with what every phase holds.
+    The sampler's weights and cache leave pieces between what lives on; the update's blocks are larger than these. An
+    engine, and one that draws meanwhile, has not freed them: they stand with what every phase holds.
     """
-    if not job.on_cpu or job.decoding is None or not job.draws or job.decoding.ahead:
+    if not job.on_cpu or job.decoding is None or not job.draws or job.decoding.ahead or is_engine(job):
         return 0.0
     return sum(decoder_weights(job).values()) + cache_bytes(job)
 

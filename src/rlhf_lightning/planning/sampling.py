@@ -13,11 +13,12 @@ SAMPLING_COPIES = 4
 
 def decoder_weights(job: Job, *, evaluating: bool = False) -> dict[str, float]:
     """The sampler's own weights: a copy in its type, or an engine's share."""
-    if job.decoding is None or job.decoding.reserved or not (job.draws or evaluating):
+    if job.decoding is None or share(job) or not (job.draws or evaluating):
         return {}
     size = decoder_width(job)
     shape = job.policy.shape
-    copied = fused(job) or size != job.width(job.policy) or job.rule.weights or job.decoding.ahead
+    own = job.decoding.ahead or is_engine(job)
+    copied = fused(job) or size != job.width(job.policy) or job.rule.weights or own
     head_too = shape.embedding if fused(job) and not shape.head else 0
     return {"decoder's weights": float((shape.parameters + head_too) * size)} if copied else {}
 
@@ -32,6 +33,8 @@ def cache_bytes(job: Job) -> float:
     """Keys and values of a full batch."""
     if job.decoding is None:
         return 0.0
+    if job.decoding.cache is not None:
+        return float(job.decoding.cache)
     shape, rows = job.policy.shape, sequences(job)
     response = min(job.lengths.response, job.decoding.max_new_tokens)
     room = response if response <= CACHE_BLOCK else -(-response // CACHE_BLOCK) * CACHE_BLOCK
@@ -56,25 +59,37 @@ def sampling(job: Job) -> dict[str, float]:
     """Keys and values of a batch, and the most of reading prompts and drawing tokens; or an engine's share."""
     assert job.decoding is not None
     shape, rows = job.policy.shape, sequences(job)
-    if job.decoding.reserved:
-        return {"engine's share": job.decoding.reserved * job.memory}
+    if share(job):
+        return {"engine's share": share(job) * job.memory}
     read = job.lengths.prompt * max(1.0, rows / job.updates.samples)
     prefill = read * (3 * shape.intermediate + 4 * shape.hidden) * decoder_width(job)
     drawing = rows * shape.vocabulary * FLOAT32 * SAMPLING_COPIES
     return {"keys and values": cache_bytes(job), "prefill or drawing": max(prefill, drawing)}
 
 
+def share(job: Job) -> float:
+    """The share of a GPU that an engine takes; 0 for none."""
+    return 0.0 if job.on_cpu or job.decoding is None else job.decoding.reserved
+
+
+def is_engine(job: Job) -> bool:
+    """Whether an engine draws, which has its weights and cache to itself."""
+    return job.decoding is not None and (job.decoding.cache is not None or share(job) > 0)
+
+
 def fused(job: Job) -> bool:
-    """Whether a decoder of the architecture's own copies the weights; else the model itself decodes."""
-    return job.decoding is not None and job.decoding.decoder != "hf" and job.policy.shape.fused_decoder
+    """Whether a decoder of the architecture's own copies the weights; else the model itself or an engine decodes."""
+    own = job.decoding is not None and job.decoding.decoder != "hf" and not is_engine(job)
+    return own and job.policy.shape.fused_decoder
 
 
 def engine_awake(job: Job) -> dict[str, float]:
     """What an engine keeps through training, where it does not sleep; what a sampler that draws meanwhile needs."""
     if job.decoding is not None and job.decoding.ahead:
         return decoder_weights(job) | sampling(job)
-    awake = job.decoding is not None and job.decoding.reserved and not job.decoding.sleeps
-    return sampling(job) if awake else {}
+    if not is_engine(job) or (job.decoding is not None and job.decoding.sleeps and not job.on_cpu):
+        return {}
+    return sampling(job) if share(job) else {**decoder_weights(job), "keys and values": cache_bytes(job)}
 
 
 def reordering(job: Job) -> float:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from rlhf_lightning.holdings import REFERENCE
 from rlhf_lightning.planning.job import Job, Model
 from rlhf_lightning.planning.memory import peak
+from rlhf_lightning.planning.sampling import is_engine
 from rlhf_lightning.planning.sharding import FSDP2, rule_of
 
 MOST_DEVICES = 4096
@@ -146,7 +147,7 @@ def _budget(job: Job) -> Iterator[Change]:
 
 def _sampler(job: Job) -> Iterator[Change]:
     decoding = job.decoding
-    if decoding is None or decoding.reserved:
+    if decoding is None or is_engine(job):
         return
     size = decoding.batch_size // 2
     while size >= max(1, job.updates.samples):

@@ -23,6 +23,9 @@ OnTokens = Callable[[int], None]
 COLDEST = 0.01
 """vLLM raises lower temperatures to this one."""
 
+CPU_CACHE_BYTES = 1 << 30
+"""Memory for keys and values on CPU, unless told otherwise: vLLM would take nearly all, which the trainer needs too."""
+
 
 @dataclass(frozen=True)
 class EngineSettings:
@@ -250,9 +253,8 @@ def _arguments(settings: EngineSettings, sleeps: bool) -> dict[str, Any]:
 
 
 def _kv_cache_bytes(settings: EngineSettings) -> int | None:
-    """On CPU vLLM would take nearly all memory, which the trainer needs too."""
     told = settings.kv_cache_bytes is not None or "VLLM_CPU_KVCACHE_SPACE" in os.environ
-    return settings.kv_cache_bytes if told or not _on_cpu() else 1 << 30
+    return settings.kv_cache_bytes if told or not _on_cpu() else CPU_CACHE_BYTES
 
 
 def _rank_for(rank: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from rlhf_lightning import ranks
 from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.holdings import Decoding
 from rlhf_lightning.protocols import Sampler
 from rlhf_lightning.registry import check_choice, register
 from rlhf_lightning.samplers import _vllm_engine as vllm_engine
@@ -20,6 +20,7 @@ from rlhf_lightning.samplers._canary import ask_canary, check_tolerance, compare
 from rlhf_lightning.samplers._endings import eos_token_ids
 from rlhf_lightning.samplers._rows import rollout_of
 from rlhf_lightning.samplers._settings import dtype_of, sampling_params
+from rlhf_lightning.samplers._vllm_policy import adapter_rank, plain_config, vocabulary_in, with_class_name
 from rlhf_lightning.samplers._vocabulary import check_same, vocabulary_of
 from rlhf_lightning.samplers._weights import buckets, effective_weights
 from rlhf_lightning.types import Prompt, Rollout, SamplingParams
@@ -29,6 +30,12 @@ if TYPE_CHECKING:
 
 FILE_BYTES = 2 << 30
 """Size of the safetensors files through which weights go to workers of other processes."""
+
+GPU_SHARE = 0.92
+"""What vLLM takes of a GPU unless told otherwise (vLLM 0.32, ``CacheConfig.gpu_memory_utilization``)."""
+
+SEQUENCES = 256
+"""Sequences that it decodes at once unless told otherwise (vLLM 0.32, ``arg_utils``; 1024 on an H100)."""
 
 
 @register("sampler", "vllm")
@@ -107,6 +114,18 @@ class VLLMSampler(Sampler):
         """Never: another engine rounds otherwise."""
         return False
 
+    def decoding(self) -> Decoding:
+        """The engine's share of a GPU, given back in sleep; on CPU and with ``kv_cache_gb`` its weights and cache."""
+        told = None if self.kv_cache_gb is None else int(self.kv_cache_gb * 1e9)
+        return Decoding(
+            self.params.max_new_tokens,
+            int(self.more.get("max_num_seqs", SEQUENCES)),
+            None if self.dtype is None else str(self.dtype).removeprefix("torch."),
+            reserved=0.0 if told else float(self.more.get("gpu_memory_utilization", GPU_SHARE)),
+            cache=told or vllm_engine.CPU_CACHE_BYTES,
+            sleeps=self.sleep,
+        )
+
     def check(self, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
         """Looks for vLLM, for heads that it can compute, and for a vocabulary that is the policy's.
 
@@ -118,7 +137,7 @@ class VLLMSampler(Sampler):
         head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         vllm_engine.check_head_size(int(head))
         if self.folder is not None:
-            check_same(vocabulary_of(tokenizer, config), _vocabulary_in(self.folder), f"sampler vllm: {self.folder}")
+            check_same(vocabulary_of(tokenizer, config), vocabulary_in(self.folder), f"sampler vllm: {self.folder}")
 
     def bind(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         """Takes the live policy; the engine starts at the first :meth:`sync`.
@@ -209,22 +228,22 @@ class VLLMSampler(Sampler):
         with tempfile.TemporaryDirectory(prefix="rlhf-vllm-") as own:
             folder = Path(self.folder or own)
             if self.folder is None:
-                _with_class_name(model).save_pretrained(own)
+                with_class_name(model).save_pretrained(own)
                 tokenizer.save_pretrained(own)
             engine = vllm_engine.VLLMEngine(folder, self._settings(model))
-        rows = int(_plain_config(model).get_text_config().vocab_size)
+        rows = int(plain_config(model).get_text_config().vocab_size)
         if engine.vocab_size != rows:
             raise ConfigError(f"sampler vllm: the engine gives {engine.vocab_size} logits, the policy {rows}")
         self._engine = engine
         return engine
 
     def _settings(self, model: PreTrainedModel) -> vllm_engine.EngineSettings:
-        config = _plain_config(model).get_text_config()
+        config = plain_config(model).get_text_config()
         return vllm_engine.EngineSettings(
             dtype=str(self.dtype or model.dtype).removeprefix("torch."),
             max_model_len=self.max_model_len or int(config.max_position_embeddings),
             kv_cache_bytes=None if self.kv_cache_gb is None else int(self.kv_cache_gb * 1e9),
-            lora_rank=_rank(model) if self.adapters else 0,
+            lora_rank=adapter_rank(model) if self.adapters else 0,
             sleep=self.sleep,
             eager=self.eager,
             more=self.more,
@@ -270,31 +289,3 @@ def _check_temperature(params: SamplingParams, error: type[Exception]) -> None:
             f"sampler vllm: temperature {params.temperature} is below {vllm_engine.COLDEST}, which vLLM would draw at "
             "instead: take 0 for greedy decoding"
         )
-
-
-def _plain_config(model: Any) -> PretrainedConfig:
-    config: PretrainedConfig = (model.get_base_model() if hasattr(model, "get_base_model") else model).config
-    return config
-
-
-def _with_class_name(model: Any) -> PretrainedConfig:
-    """The configuration as it would be saved with the model: it says by which class it is computed."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    config: PretrainedConfig = copy.deepcopy(inner.config)
-    config.architectures = [type(inner).__name__]
-    return config
-
-
-def _rank(model: Any) -> int:
-    if not hasattr(model, "peft_config"):
-        raise ConfigError("sampler vllm: lora: adapters, but the policy has none (set lora of the module, or merged)")
-    return max(int(config.r) for config in model.peft_config.values())
-
-
-def _vocabulary_in(folder: str) -> dict[str, Any]:
-    from transformers import AutoConfig, AutoTokenizer
-
-    path = Path(folder).expanduser()
-    if not (path / "config.json").is_file():
-        raise ConfigError(f"sampler vllm: model: {folder} is no model folder (no config.json)")
-    return vocabulary_of(AutoTokenizer.from_pretrained(path), AutoConfig.from_pretrained(path)).plain()
