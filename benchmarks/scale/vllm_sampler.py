@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -72,13 +71,3 @@ def _child(side: str, draws: int, python: Path) -> dict[str, Any]:
     if len(results) != 1:
         raise SystemExit(f"{side}: {' '.join(command)} failed:\n{done.stderr[-3000:]}")
     return dict(json.loads(results[0].removeprefix("RESULT ")))
-
-
-def main() -> None:
-    """All sides, for ``python benchmarks/scale/vllm_sampler.py``."""
-    console = Console(width=None if sys.stdout.isatty() else 130)
-    console.print(table(run(list(SIDES), draws=2, repeats=2, console=console)))
-
-
-if __name__ == "__main__":
-    main()
