@@ -5,8 +5,11 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
+import time
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 240
@@ -37,23 +40,34 @@ def train_all(cases: list[dict[str, Any]], *, world: int) -> list[str]:
 
 
 def run(command: list[str], *, world: int, timeout: float = TIMEOUT) -> list[str]:
-    port = str(free_port())
-    ranks = [_start(command, rank, world, port) for rank in range(world)]
-    try:
-        said = [process.communicate(timeout=timeout)[0] for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
+    """Runs a command on every rank; what each printed."""
+    port, ends = str(free_port()), time.monotonic() + timeout
+    with ExitStack() as stack:
+        outs = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(world)]
+        ranks = [_start(command, rank, world, port, out) for rank, out in enumerate(outs)]
+        try:
+            for process in ranks:
+                process.wait(timeout=max(0.0, ends - time.monotonic()))
+        finally:
+            for process in ranks:
+                process.kill()
+        said = [_text(out) for out in outs]
     failed = [number for number, process in enumerate(ranks) if process.returncode]
     assert not failed, f"ranks {failed} failed:\n" + "\n".join(said[number][-3000:] for number in failed)
     return said
 
 
-def _start(command: list[str], rank: int, world: int, port: str) -> subprocess.Popen[str]:
+def _text(file: TextIO) -> str:
+    file.seek(0)
+    return file.read()
+
+
+def _start(command: list[str], rank: int, world: int, port: str, out: TextIO) -> subprocess.Popen[str]:
+    """A rank, whose output goes to a file: a pipe that is not read while another rank is waited for would stop it."""
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "GROUP_RANK": 0}
     elastic = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
     own = {name: str(value) for name, value in place.items()} | elastic if world > 1 else {}
     threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"}
     return subprocess.Popen(
-        command, cwd=ROOT, env=os.environ | own | threads, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        command, cwd=ROOT, env=os.environ | own | threads, text=True, stdout=out, stderr=subprocess.STDOUT
     )

@@ -13,9 +13,6 @@ from rlhf_lightning.planning.job import Job, Model
 from rlhf_lightning.planning.sampling import cache_bytes, decoder_weights, is_engine, largest, reordering, sampling
 from rlhf_lightning.planning.standing import gradients, on_host, standing, state_width, trained_width
 
-BUFFER_GROWTH = 1.125
-"""By what Python's BytesIO grows when it is full (CPython, ``resize_buffer``)."""
-
 
 @dataclass(frozen=True)
 class Phase:
@@ -47,8 +44,8 @@ def phases(job: Job) -> tuple[Phase, ...]:
     made = [*_loads(job), *_draws(job)]
     made += [_forward(job, name, job.model(role), heads) for name, role, heads in _passes(job)]
     made += [_update(job), _step(job)]
-    if job.saves:
-        made.append(_save(job, max((phase.total for phase in made), default=0.0)))
+    if job.saves and job.rule.whole_file:
+        made.append(_save(job))
     return tuple(made)
 
 
@@ -152,18 +149,12 @@ def _step(job: Job) -> Phase:
     return Phase("optimizer step", _some({**standing(job), **on_device}), on_host(job))
 
 
-def _save(job: Job, before: float) -> Phase:
-    """A checkpoint: the file is put together in memory before it is written, in a buffer that grows by an eighth.
-
-    On CPU it stands on top of the peak before it: freed memory stays with the process (``models.cpu_memory``), in
-    pieces between what lives on, and one block of the whole file fits in none of them; after some epochs the pieces
-    of outgrown buffers have been touched too.
-    """
+def _save(job: Job) -> Phase:
+    """A checkpoint that rank 0 gathers before it writes it. Others are written tensor by tensor, or in shards."""
     size = sum(m.learnt * (trained_width(job, m) + job.optimizer.states * state_width(job, m)) for m in job.trained)
-    buffer = size * BUFFER_GROWTH
-    if job.on_cpu:
-        return Phase("checkpoint", {"held or kept from the peak before": before, "checkpoint file": buffer})
-    return Phase("checkpoint", _some(standing(job)), {**on_host(job), "checkpoint file": buffer})
+    whole = {"whole checkpoint": float(size)}
+    parts, host = (standing(job) | whole, {}) if job.on_cpu else (standing(job), on_host(job) | whole)
+    return Phase("checkpoint", _some(parts), host)
 
 
 def _gathered_for_sync(job: Job) -> float:

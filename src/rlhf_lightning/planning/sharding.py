@@ -28,6 +28,7 @@ class Rule:
         gathers_all: Whether all models are gathered where one is asked for.
         host_states: Whether optimizer states (and what they update) live in the host's memory.
         host_weights: Whether weight shards do.
+        whole_file: Whether rank 0 gathers a whole checkpoint in the host's memory before it is written.
         ranks: Whether there may be several ranks.
     """
 
@@ -42,13 +43,14 @@ class Rule:
     gathers_all: bool = False
     host_states: bool = False
     host_weights: bool = False
+    whole_file: bool = False
     ranks: bool = True
 
 
 SINGLE = Rule("auto", ranks=False)
 DDP = Rule("ddp", gradient_copies=1.0)
 FSDP1 = Rule("fsdp1", True, True, True)
-FSDP2 = Rule("fsdp2", True, True, True)
+FSDP2 = Rule("fsdp2", True, True, True, whole_file=True)
 _BUCKETS = 2 * 200_000_000  # Lightning's allgather_bucket_size and reduce_bucket_size
 ZERO1 = Rule("deepspeed_stage_1", states=True, buckets=_BUCKETS, narrow=True)
 ZERO2 = Rule("deepspeed_stage_2", gradients=True, states=True, buckets=_BUCKETS, narrow=True)
@@ -96,16 +98,27 @@ def _fsdp(rule: Rule) -> Callable[[Mapping[str, Any]], Rule]:
     return lambda settings: _offloaded(rule, weights=True) if settings.get("cpu_offload") else rule
 
 
+def _fsdp2(in_shards: bool) -> Callable[[Mapping[str, Any]], Rule]:
+    """Given whether checkpoints are in shards unless told otherwise: Lightning's own are."""
+
+    def rule(settings: Mapping[str, Any]) -> Rule:
+        shards = settings.get("save_distributed_checkpoint", in_shards)
+        return _fsdp(replace(FSDP2, whole_file=not shards))(settings)
+
+    return rule
+
+
 CLASSES: dict[str, Callable[[Mapping[str, Any]], Rule]] = {
     "SingleDeviceStrategy": lambda settings: SINGLE,
     "DDPStrategy": lambda settings: replace(
         DDP, gradient_copies=0.0 if settings.get("gradient_as_bucket_view") else 1.0
     ),
-    "ModelParallelStrategy": _fsdp(FSDP2),
+    "FSDP2": _fsdp2(in_shards=False),
+    "ModelParallelStrategy": _fsdp2(in_shards=True),
     "FSDPStrategy": _fsdp(FSDP1),
     "DeepSpeedStrategy": _zero,
 }
-"""Rules by the name of Lightning's class that a strategy is or derives from, given its arguments."""
+"""Rules by the name of the class that a strategy is or derives from, given its arguments."""
 
 
 def rule_of(strategy: Any, devices: int) -> Rule:
