@@ -63,7 +63,7 @@ def test_an_advised_budget_fits():
 
 
 def test_advised_devices_fit():
-    run = glm(strategy="fsdp2", devices=2, updates=Updates(8, 128, 4, 4096, 1, 1024, True))
+    run = glm(strategy="fsdp2", devices=2, updates=Updates(8, 128, 4, 4096, 1, 1024, True), memory=60e9)
     said = next(said for said in plan(run, GPU).remedies if said.split()[1] == "devices")
     assert fits(run.changed(devices=int(said.split()[0])))
 

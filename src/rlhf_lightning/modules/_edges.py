@@ -220,6 +220,11 @@ class EdgeModule(CheckpointedModule):
         self.means.once({"update/skipped": torch.tensor(float(skipped))})
         self.means.once({f"grad_norm/{name}": norm for name, norm in norms.items()})
 
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """As Lightning's; gradients go at once, so that the next forward passes have their room."""
+        super().optimizer_step(*args, **kwargs)
+        self.sharding.forget_gradients(self.trainer.optimizers[0])
+
     def _leave_idle(self, optimizer: Optimizer) -> None:
         for name in self.idle_groups():
             self.sharding.leave(optimizer, name)

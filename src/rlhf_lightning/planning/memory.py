@@ -11,7 +11,14 @@ from dataclasses import dataclass, field
 from rlhf_lightning.planning.activations import activations, in_backward, kept, logits, selected
 from rlhf_lightning.planning.job import Job, Model
 from rlhf_lightning.planning.sampling import cache_bytes, decoder_weights, is_engine, largest, reordering, sampling
-from rlhf_lightning.planning.standing import gradients, on_host, standing, state_width, trained_width
+from rlhf_lightning.planning.standing import (
+    gradients,
+    keeps_gradients,
+    on_host,
+    standing,
+    state_width,
+    trained_width,
+)
 
 
 @dataclass(frozen=True)
@@ -88,56 +95,73 @@ def _passes(job: Job) -> list[tuple[str, str, bool]]:
 
 def _forward(job: Job, name: str, model: Model, with_logits: bool) -> Phase:
     """A pass without gradient; the decoder's copy of the weights is there until the rollout's passes are done."""
-    tokens = min(model.token_budget or job.updates.token_budget, job.epoch_tokens / job.devices)
-    each = activations(job, model)
     own = {
         "gathered weights": _gathered(job, model),
         "autocast's copies": float(model.base * job.autocast) if model.whole and _casts(job) else 0.0,
-        "activations": tokens * each.forward,
-        "logits": logits(job, model, tokens) if with_logits else 0.0,
+        **_passing(job, model, with_logits),
     }
     return Phase(name, _some({**standing(job), **decoder_weights(job), **own}), on_host(job))
 
 
+def _passing(job: Job, model: Model, with_logits: bool) -> dict[str, float]:
+    """What a pass without gradient makes and frees."""
+    tokens = min(model.token_budget or job.updates.token_budget, job.epoch_tokens / job.devices)
+    return {
+        "activations": tokens * activations(job, model).forward,
+        "logits": logits(job, model, tokens) if with_logits else 0.0,
+    }
+
+
 def _update(job: Job) -> Phase:
-    """An update's micro-batch, at the end of its forward pass or on its way back, whichever holds more."""
+    """An update's micro-batch, at the end of its forward pass or on its way back, whichever holds more.
+
+    Gradients are freed after each step, so with one micro-batch an update the forward pass ends without any, and the
+    backward pass without activations. On CPU both count all the same: in freed memory that stays with the process
+    (``models.cpu_memory``) the one fits into the pieces of the other in part alone.
+    """
     tokens, models = job.row_tokens, job.trained
     activations_kept = sum(kept(job, model, tokens) for model in models)
+    apart = job.micro_batches == 1 and not (job.on_cpu or keeps_gradients(job))
+    parts = {} if apart else gradients(job)
+    made = gradients(job).get("gradients", 0.0) if apart else None
     own = {
         "gathered weights": sum(_gathered(job, model) for model in models),
         "autocast's copies": sum(_cast_copies(job, model) for model in models),
         "activations": activations_kept,
-        "logits and backward": _on_the_way(job, activations_kept),
+        "logits and backward": _on_the_way(job, activations_kept, made),
         "kept from the rollout": _kept_from_rollout(job),
     }
-    return Phase("update", _some({**standing(job), **own}), on_host(job))
+    return Phase("update", _some({**standing(job), **parts, **own}), on_host(job))
 
 
-def _on_the_way(job: Job, activations_kept: float) -> float:
-    """What comes beside activations and gradients: the most of the forward's end, the backward's start and its end.
+def _on_the_way(job: Job, activations_kept: float, made: float | None) -> float:
+    """What comes beside activations: the most of the forward's end, the backward's start and its end.
 
-    The last update's gradients are there until the first micro-batch's forward pass is done. With one micro-batch an
-    update the backward pass so begins without any, and ends without activations.
+    Args:
+        job: The run.
+        activations_kept: Bytes that are there until the backward pass has used them.
+        made: Bytes of gradients that it leaves in their place; None where gradients are counted apart.
     """
     tokens, models = job.row_tokens, job.trained
-    one = job.micro_batches == 1
-    old = gradients(job).get("gradients", 0.0) if one else 0.0
     forward = sum(logits(job, model, tokens) for model in models)
     heads = [logits(job, m, tokens) + selected(job, m, tokens) + _head_gradients(job, m) for m in models]
     layers = [in_backward(job, m, tokens) + _layer_gradients(job, m) for m in models]
-    end = max(layers) - activations_kept if one else 0.0
-    return max(forward, max([*heads, *layers]) - old, end)
+    end = 0.0 if made is None else made + max(layers) - activations_kept
+    return max(forward, *heads, *layers, end)
 
 
 def _kept_from_rollout(job: Job) -> float:
     """On CPU freed memory stays with the process (``models.cpu_memory``).
 
-    The sampler's weights and cache leave pieces between what lives on; the update's blocks are larger than these. An
-    engine, and one that draws meanwhile, has not freed them: they stand with what every phase holds.
+    The sampler's weights and cache, and what the largest pass over the rollout used, leave pieces between what lives
+    on; the update's blocks are larger than these. An engine, and a sampler that draws meanwhile, has not freed them:
+    they stand with what every phase holds.
     """
-    if not job.on_cpu or job.decoding is None or not job.draws or job.decoding.ahead or is_engine(job):
+    if not job.on_cpu:
         return 0.0
-    return sum(decoder_weights(job).values()) + cache_bytes(job)
+    passes = max((sum(_passing(job, job.model(role), heads).values()) for _, role, heads in _passes(job)), default=0.0)
+    decoded = job.decoding is not None and (job.draws or job.evaluates) and not (job.decoding.ahead or is_engine(job))
+    return passes + (sum(decoder_weights(job, evaluating=True).values()) + cache_bytes(job) if decoded else 0.0)
 
 
 def _step(job: Job) -> Phase:
@@ -146,7 +170,7 @@ def _step(job: Job) -> Phase:
     matrix = max(largest(model) * state_width(job, model) for model in job.trained)
     made = learnt * job.optimizer.whole_temporaries + matrix * job.optimizer.single_temporaries
     on_device = {} if job.rule.host_states and not job.on_cpu else {"optimizer's temporaries": made}
-    return Phase("optimizer step", _some({**standing(job), **on_device}), on_host(job))
+    return Phase("optimizer step", _some({**standing(job), **gradients(job), **on_device}), on_host(job))
 
 
 def _save(job: Job) -> Phase:

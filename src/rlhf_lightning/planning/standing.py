@@ -40,12 +40,18 @@ def own_weights(job: Job, model: Model) -> float:
 
 
 def standing(job: Job, *, trained: bool = True) -> dict[str, float]:
-    """What every phase holds; before the first update neither gradients nor states."""
+    """What every phase holds; before the first update neither states nor buffers."""
     parts = {"framework": job.framework, **weights(job)}
     if not trained:
         return parts
     on_device = {} if job.rule.host_states and not job.on_cpu else states(job)
-    return {**parts, **on_device, **gradients(job), **engine_awake(job)}
+    buffers = {name: size for name, size in gradients(job).items() if name != "gradients" or keeps_gradients(job)}
+    return {**parts, **on_device, **buffers, **engine_awake(job)}
+
+
+def keeps_gradients(job: Job) -> bool:
+    """Whether gradients stay after a step: an engine with buffers of its own has them there; ours are freed."""
+    return job.rule.buckets > 0
 
 
 def on_host(job: Job) -> dict[str, float]:

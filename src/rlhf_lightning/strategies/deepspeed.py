@@ -208,6 +208,9 @@ class SplitUpdates(Sharding):
             if self._group(optimizer, number) in {name}:
                 _count_again(optimizer.optimizer.state[part])  # type: ignore[attr-defined]
 
+    def forget_gradients(self, optimizer: Optimizer) -> None:
+        """DeepSpeed does, in its step."""
+
     def load(self, module: nn.Module, weights: Mapping[str, Tensor]) -> None:
         """Every rank loads all; the optimizer's copies follow."""
         super().load(module, weights)

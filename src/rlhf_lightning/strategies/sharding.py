@@ -73,6 +73,10 @@ class Sharding:
         for parameter in groups[name]:
             parameter.grad = None
 
+    def forget_gradients(self, optimizer: Optimizer) -> None:
+        """Frees them after a step. Lightning would when the next update's first forward pass is done."""
+        optimizer.zero_grad(set_to_none=True)
+
     def whole(self, module: nn.Module) -> dict[str, Tensor]:
         """All weights by name, whole, on the CPU: on rank 0; the others may get none. All ranks must call it."""
         return {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
