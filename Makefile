@@ -41,7 +41,7 @@ test: $(STAMP)  ## The default test suite
 slow: $(STAMP) smollm2  ## The long tests too
 	$(BIN)/python -m pytest -m "slow and not scale"
 
-scale: $(STAMP)  ## Every strategy with every kind of training, several processes each (10 minutes on a quiet machine)
+scale: $(STAMP)  ## Every strategy with every kind of training, and plans beside real runs (15 minutes)
 	$(BIN)/python -m pytest -m scale
 
 parity: $(STAMP)  ## Our losses and whole steps against TRL's (1.16, and 1.12 beside it, which still has PPO)

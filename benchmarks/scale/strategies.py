@@ -7,9 +7,11 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.table import Table
@@ -82,18 +84,28 @@ def _ranks(side: str, steps: int, model: Path) -> dict[str, Any]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    processes = [
-        subprocess.Popen(
-            command, cwd=HERE.parent, env=os.environ | _place(rank, world, port), stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(world)
-    ]  # fmt: skip
-    said = [process.communicate() for process in processes]
-    results = [line for out, _ in said for line in out.splitlines() if line.startswith("RESULT ")]
+    with ExitStack() as stack:
+        # Files: a pipe that is not read while another rank is waited for would stop its rank.
+        outs = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(world)]
+        processes = [
+            subprocess.Popen(
+                command, cwd=HERE.parent, env=os.environ | _place(rank, world, port), stdout=out,
+                stderr=subprocess.STDOUT, text=True,
+            )
+            for rank, out in enumerate(outs)
+        ]  # fmt: skip
+        for process in processes:
+            process.wait()
+        said = [_text(out) for out in outs]
+    results = [line for out in said for line in out.splitlines() if line.startswith("RESULT ")]
     if len(results) != 1:
-        raise SystemExit(f"{side}: {' '.join(command)} failed:\n" + "\n".join(err[-3000:] for _, err in said))
+        raise SystemExit(f"{side}: {' '.join(command)} failed:\n" + "\n".join(out[-3000:] for out in said))
     return dict(json.loads(results[0].removeprefix("RESULT ")))
+
+
+def _text(file: TextIO) -> str:
+    file.seek(0)
+    return file.read()
 
 
 def _place(rank: int, world: int, port: int) -> dict[str, str]:
