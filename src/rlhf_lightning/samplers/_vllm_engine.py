@@ -246,6 +246,7 @@ def _arguments(settings: EngineSettings, sleeps: bool) -> dict[str, Any]:
         "disable_log_stats": True,
         "seed": 0,
         "worker_extension_cls": "rlhf_lightning.samplers._vllm_worker.WorkerExtension",
+        **({"enable_chunked_prefill": False} if _on_cpu() else {}),  # its seeded draws cannot take a token back
         **({"enable_sleep_mode": True} if sleeps else {}),
         **({"enable_lora": True, "max_lora_rank": _rank_for(settings.lora_rank)} if settings.lora_rank else {}),
         **settings.more,
