@@ -28,9 +28,10 @@ def start(
     world: int = 2,
     program: Sequence[str] = RLHF,
     strategy: str = "ddp",
+    config: str = "tiny/grpo.yaml",
 ) -> list[subprocess.Popen]:
     """``rlhf fit`` on each rank, as torchrun would start it."""
-    settings = ["--config", "tiny/grpo.yaml", "--run.root", str(root), "--run.name", name, *more]
+    settings = ["--config", config, "--run.root", str(root), "--run.name", name, *more]
     several = [f"--trainer.strategy={strategy}", f"--trainer.devices={world}"] if world > 1 else []
     words = [sys.executable, *program, "fit", *settings, *several, f"--trainer.max_epochs={rollouts}"]
     port = str(free_port())
