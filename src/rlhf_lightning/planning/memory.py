@@ -117,18 +117,21 @@ def _update(job: Job) -> Phase:
 
     Gradients are freed after each step, so with one micro-batch an update the forward pass ends without any, and the
     backward pass without activations. On CPU both count all the same: in freed memory that stays with the process
-    (``models.cpu_memory``) the one fits into the pieces of the other in part alone.
+    (``models.cpu_memory``) the one fits into the pieces of the other in part alone. Rows of examples differ in length,
+    so there the blocks of one row do not fit the next either.
     """
     tokens, models = job.row_tokens, job.trained
     activations_kept = sum(kept(job, model, tokens) for model in models)
     apart = job.micro_batches == 1 and not (job.on_cpu or keeps_gradients(job))
     parts = {} if apart else gradients(job)
     made = gradients(job).get("gradients", 0.0) if apart else None
+    on_the_way = _on_the_way(job, activations_kept, made)
     own = {
         "gathered weights": sum(_gathered(job, model) for model in models),
         "autocast's copies": sum(_cast_copies(job, model) for model in models),
         "activations": activations_kept,
-        "logits and backward": _on_the_way(job, activations_kept, made),
+        "logits and backward": on_the_way,
+        "kept from other rows": on_the_way if job.on_cpu and not job.draws else 0.0,
         "kept from the rollout": _kept_from_rollout(job),
     }
     return Phase("update", _some({**standing(job), **parts, **own}), on_host(job))
