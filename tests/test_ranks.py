@@ -1,5 +1,10 @@
 """How ranks share items; what needs real processes is in tests/scale."""
 
+import os
+import signal
+import socket
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import pytest
@@ -122,3 +127,38 @@ def test_scores_join_and_part_with_their_steps():
     assert part.steps.values.tolist() == [[1, 0], [1, 0]]
     stepless = Scores(torch.ones(2), {"a": torch.ones(2)}, torch.zeros(2, dtype=torch.bool))
     assert join_scores([stepless, scored([1.0, 2.0], 3)], width=3).steps is None
+
+
+ENDS = """
+import atexit, os, sys
+from rlhf_lightning import ranks
+import torch.distributed as dist
+
+class Aborts:
+    def __del__(self, abort=os.abort):
+        abort()
+
+kept = Aborts()  # as PyTorch's threads may, when Python is torn down
+dist.init_process_group("gloo")
+atexit.register(print, "registered", end=" ")
+print("done", end=" ")
+ranks.end(3)
+"""
+
+
+def test_a_process_of_several_ends_without_being_torn_down():
+    """And one alone is left to end as it does."""
+    for world, code, said in ((2, 3, "done registered "), (1, -signal.SIGABRT, "")):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(world)}
+        started = [
+            subprocess.Popen(
+                [sys.executable, "-c", ENDS], env=os.environ | meeting | {"RANK": str(rank)}, text=True,
+                stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            )
+            for rank in range(world)
+        ]  # fmt: skip
+        ended = [process.communicate(timeout=60)[0] for process in started]
+        assert [process.returncode for process in started] == [code] * world
+        assert all(said in text for text in ended)

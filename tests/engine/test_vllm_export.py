@@ -24,6 +24,7 @@ def adapted():
 
 def test_an_exported_policy_in_several_files(tmp_path, monkeypatch):
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # in this process
+    monkeypatch.setattr(torch, "set_num_threads", torch.set_num_threads)  # vLLM takes it away; back at the end
     from vllm import LLM, SamplingParams
 
     folder = tmp_path / "policy"

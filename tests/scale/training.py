@@ -208,4 +208,4 @@ if __name__ == "__main__":
     for one in told if isinstance(told, list) else [told]:
         faulthandler.dump_traceback_later(int(os.environ.get("PATIENCE", 90)), exit=True)  # where it hangs
         train(**one)
-    ranks.leave()
+    ranks.end(0)

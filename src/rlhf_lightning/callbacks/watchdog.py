@@ -48,6 +48,7 @@ class Watchdog(Callback):
         self.timeout, self.interval = timeout, interval
         self._ended = threading.Event()
         self._named = threading.Lock()
+        self._thread: threading.Thread | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Opens the store and begins to watch."""
@@ -62,12 +63,15 @@ class Watchdog(Callback):
         for thread in threading.enumerate():
             if isinstance(thread, _ChildProcessObserver):
                 thread._terminate_all = self._started_rank_ended  # type: ignore[method-assign]
-        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._thread.start()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """All ranks have come to the end: nobody is watched any more."""
         ranks.gathered(None)
         self._ended.set()
+        if self._thread is not None:
+            self._thread.join(self.timeout)  # the store is not to go while it is asked
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Where a collective failed, looks for a few seconds who is silent; then this process ends by itself."""

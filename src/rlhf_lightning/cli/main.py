@@ -79,13 +79,14 @@ def _train(words: list[str]) -> int:
 
     quieten()  # and again: Lightning sets its own level when it is imported
     load_builtins()
+    code = 0
     try:
         with _stopping_at_once(SIGTERMException):
             RLHFCLI(words)
     except SIGTERMException:
-        return _stopped(words, 0 if words[0] == "fit" else 128 + signal.SIGTERM)
-    ranks.leave()
-    return 0
+        code = _stopped(words, 0 if words[0] == "fit" else 128 + signal.SIGTERM)
+    ranks.end(code)
+    return code
 
 
 @contextmanager
