@@ -95,8 +95,8 @@ def end(code: int) -> None:
     """Ends this process with an exit code, at the end of all work, if it is one of several; otherwise does nothing.
 
     What was registered for the end is called, and output written. But Python is not torn down: threads of PyTorch's
-    that let go of tensors meanwhile abort the process ("terminate called without an active exception": seen about once
-    in a hundred ends with gloo, PyTorch 2.13), and its launcher would take a finished run for a failed one.
+    that are still there abort the process now and then ("terminate called without an active exception", seen with gloo
+    and PyTorch 2.13), and its launcher would take a finished run for a failed one.
     """
     if world_size() == 1:
         return
