@@ -67,18 +67,8 @@ def peak_memory() -> float:
 
     Not ``getrusage``'s, which starts at the peak of the process that forked this one.
     """
-    return _status("VmHWM") / 1024
-
-
-def resident_memory() -> float:
-    """Resident memory now, in MB."""
-    return _status("VmRSS") / 1024
-
-
-def _status(field: str) -> int:
-    """A line of Linux's account of this process, in kB."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
 
 
 def _machine_seconds() -> tuple[float, float]:

@@ -3,12 +3,12 @@
 import copy
 import threading
 import time
-from contextlib import contextmanager
 
 import pytest
 import torch
 from conftest_modules import EvenTokens, grpo, ppo, prompts, trainer
 from lightning.pytorch.callbacks import Callback
+from tests.served import served
 
 from rlhf_lightning.advantages import ReMax
 from rlhf_lightning.callbacks import HeldOutEval, RolloutCheckpoint
@@ -18,7 +18,6 @@ from rlhf_lightning.models import TinyLlama
 from rlhf_lightning.models.checkpoints import read_checkpoint
 from rlhf_lightning.samplers import DynamicSampler, InProcessSampler, RemoteSampler
 from rlhf_lightning.samplers.seeds import sample_seeds
-from rlhf_lightning.serving.policy_server import PolicyServer
 from rlhf_lightning.serving.served_policy import ServedPolicy
 
 UNREPEATABLE = ("time/", "speed/")
@@ -254,26 +253,11 @@ def test_a_plan_knows_that_the_sampler_keeps_its_weights():
     assert at_once.exact and not early.exact
 
 
-@contextmanager
-def serving():
-    policy = ServedPolicy(TinyLlama(hidden=32, layers=2, heads=2, seed=9), InProcessSampler())
-    policy.load(torch.device("cpu"))
-    server = PolicyServer("127.0.0.1", 0, policy)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.close()
-        policy.close()
-        thread.join(10)
-
-
 def test_servers_draw_ahead_what_the_process_itself_does(tmp_path):
     cut = {"max_new_tokens": 8, "top_k": 40}
     here = fitted(tmp_path, ahead(sampler=InProcessSampler(**cut), **QUICK))
-    with serving() as server:
+    policy = ServedPolicy(TinyLlama(hidden=32, layers=2, heads=2, seed=9), InProcessSampler())
+    with served(policy) as server:
         there = fitted(tmp_path, ahead(sampler=RemoteSampler([server.url], **cut), **QUICK))
     assert there.versions == here.versions == [0, 0, 2]
     for ours, theirs in zip(here.experiences, there.experiences, strict=True):

@@ -12,13 +12,13 @@ from dataclasses import replace
 import pytest
 import torch
 from sampler_models import prompts
+from tests.served import served
 
 from rlhf_lightning.errors import ConfigError, RemoteError, SyncError
 from rlhf_lightning.models import EmbeddedArithmetic, LoRA, TinyLlama
 from rlhf_lightning.samplers import InProcessSampler, RemoteSampler
 from rlhf_lightning.samplers.seeds import sample_seeds
 from rlhf_lightning.serving._server import Limits
-from rlhf_lightning.serving.policy_server import PolicyServer
 from rlhf_lightning.serving.served_policy import ServedPolicy
 from rlhf_lightning.types import SamplingParams
 
@@ -33,17 +33,8 @@ def serving(*, seed=1, sampler=None, source=None, weights_root=None, **settings)
     policy = ServedPolicy(
         source or TinyLlama(**SOURCE, seed=seed), sampler or InProcessSampler(), weights_root=weights_root
     )
-    policy.load(torch.device("cpu"))
-    server = PolicyServer("127.0.0.1", 0, policy, **settings)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
+    with served(policy, **settings) as server:
         yield server
-    finally:
-        server.shutdown()
-        server.close()
-        policy.close()
-        thread.join(10)
 
 
 def trained(lora=None):
