@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-# Waiting threads sleep instead of spinning: about ten times faster when something else uses a core, slower when nothing does.
+# Waiting threads look for work for some microseconds, then sleep (`rlhf` sets the same): see process_settings.py.
 export OMP_WAIT_POLICY ?= PASSIVE
+export GOMP_SPINCOUNT ?= 10000
 STAMP := $(VENV)/.installed
 VLLM_VENV ?= $(VENV)-vllm
 VLLM_STAMP := $(VLLM_VENV)/.installed

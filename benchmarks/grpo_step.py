@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from typing import Any
 
 from rich.console import Console
 from step.cases import CASES
+from step.environment import add_option, environment
 from step.summary import Summary, summarise
 from step.table import show
 
@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--repeats", type=int, default=2, help="processes a side")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--token-budget", type=int, default=16_384, help="ours: most tokens of a micro-batch")
-    parser.add_argument("--spin", action="store_true", help="waiting threads spin, as is torch's default")
+    add_option(parser)
     parser.add_argument("--json", type=Path, help="file for all figures")
     return parser
 
@@ -64,18 +64,12 @@ def _child(side: str, case: str, options: argparse.Namespace, models: Path) -> d
     given |= {"models": models, "token-budget": options.token_budget}
     command = [sys.executable, "-m", "step.child", "--side", side]
     command += [text for name, value in given.items() for text in (f"--{name}", str(value))]
-    done = subprocess.run(command, cwd=HERE, env=_environment(options), capture_output=True, text=True)
+    started = environment(options, ours=side == "ours")
+    done = subprocess.run(command, cwd=HERE, env=started, capture_output=True, text=True)
     results = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     if done.returncode or not results:
         raise SystemExit(f"{' '.join(command)} ended with code {done.returncode}:\n{done.stderr[-4000:]}")
     return dict(json.loads(results[-1].removeprefix("RESULT ")))
-
-
-def _environment(options: argparse.Namespace) -> dict[str, str]:
-    """Waiting threads sleep unless asked not to: spinning is quicker on free cores, many times slower if shared."""
-    given = {"OMP_NUM_THREADS": str(options.threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    inherited = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    return inherited | given | ({} if options.spin else {"OMP_WAIT_POLICY": "PASSIVE"})
 
 
 def _line(report: dict[str, Any]) -> str:

@@ -25,6 +25,7 @@ from ppo.work import PHASES, SIDES
 from rich.console import Console
 from rich.table import Table
 from step.cases import CASES
+from step.environment import add_option, environment
 
 HERE = Path(__file__).parent
 PEER = "1.12.0"
@@ -58,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=3, help="counted rollouts a process, after one to warm up")
     parser.add_argument("--repeats", type=int, default=2, help="processes a side")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--spin", action="store_true", help="waiting threads spin, as is torch's default")
+    add_option(parser)
     parser.add_argument("--json", type=Path, help="file for all figures")
     return parser
 
@@ -143,13 +144,11 @@ def _child(side: str, case: str, options: argparse.Namespace, models: Path) -> d
 
 
 def _environment(options: argparse.Namespace, *, peer: bool) -> dict[str, str]:
-    """Waiting threads sleep unless asked not to; the peer's folder stands before the installed packages."""
-    given = {"OMP_NUM_THREADS": str(options.threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    given |= {"TRL_EXPERIMENTAL_SILENCE": "1"}
-    inherited = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    """That of both sides; the peer's folder stands before the installed packages."""
+    found = environment(options, ours=not peer) | {"TRL_EXPERIMENTAL_SILENCE": "1"}
     if peer:
-        given["PYTHONPATH"] = os.pathsep.join([str(PEER_FOLDER), *filter(None, [inherited.get("PYTHONPATH")])])
-    return inherited | given | ({} if options.spin else {"OMP_WAIT_POLICY": "PASSIVE"})
+        found["PYTHONPATH"] = os.pathsep.join([str(PEER_FOLDER), *filter(None, [found.get("PYTHONPATH")])])
+    return found
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 from pairs.data import PAIRS
 from rich.console import Console
 from rich.table import Table
+from step.environment import add_option, environment
 
 HERE = Path(__file__).parent
 ASKED = 2.0
@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2, help="counted updates a process, after one to warm up")
     parser.add_argument("--repeats", type=int, default=2, help="processes a side")
     parser.add_argument("--threads", type=int, default=2)
+    add_option(parser)
     parser.add_argument("--json", type=Path, help="file for all figures")
     options = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 120)
@@ -45,8 +46,8 @@ def main() -> None:
 def _child(side: str, options: argparse.Namespace, console: Console) -> dict[str, Any]:
     command = [sys.executable, "-m", "pairs.child", "--side", side, "--dtype", options.dtype]
     command += ["--steps", str(options.steps), "--threads", str(options.threads)]
-    quiet = {"OMP_NUM_THREADS": str(options.threads), "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, cwd=HERE, env=os.environ | quiet, capture_output=True, text=True)
+    started = environment(options, ours=side == "ours")
+    done = subprocess.run(command, cwd=HERE, env=started, capture_output=True, text=True)
     results = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     if done.returncode or not results:
         raise SystemExit(f"{' '.join(command)} ended with code {done.returncode}:\n{done.stderr[-4000:]}")

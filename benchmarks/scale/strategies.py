@@ -16,6 +16,8 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.table import Table
 
+from rlhf_lightning.process_settings import HEAP, WAITING
+
 HERE = Path(__file__).parent
 STRATEGIES = ("ddp", "fsdp2", "fsdp1", "zero2", "zero3")
 ALONE = "one process"
@@ -109,7 +111,7 @@ def _text(file: TextIO) -> str:
 
 
 def _place(rank: int, world: int, port: int) -> dict[str, str]:
-    own = {"OMP_NUM_THREADS": str(2 // world), "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
+    own = {"OMP_NUM_THREADS": str(2 // world), "HF_HUB_OFFLINE": "1"} | WAITING | HEAP
     if world == 1:
         return own
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "GROUP_RANK": 0}

@@ -12,6 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from rlhf_lightning.process_settings import WAITING
+
 HERE = Path(__file__).parent
 VLLM_PYTHON = HERE.parents[1] / ".venv-vllm" / "bin" / "python"
 """Made by ``make vllm``; one interpreter runs all sides."""
@@ -65,7 +67,7 @@ def _child(side: str, draws: int, python: Path) -> dict[str, Any]:
         raise SystemExit(f"{python} is not there: make vllm smollm2")
     command = [str(python), "-m", "scale.draw", f"--draws={draws}"]
     command += [f"--{name}={value}" for name, value in SIDES[side].items()]
-    env = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
+    env = os.environ | WAITING | {"HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, cwd=HERE.parent, env=env, capture_output=True, text=True)
     results = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     if len(results) != 1:

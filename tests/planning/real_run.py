@@ -14,6 +14,8 @@ from typing import Any
 
 import yaml
 
+from rlhf_lightning.process_settings import HEAP, WAITING
+
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 300
 
@@ -41,7 +43,7 @@ def fit(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     """
     file = folder / "run.yaml"
     file.write_text(yaml.safe_dump(config))
-    own = {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
+    own = WAITING | HEAP | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
     command = [sys.executable, "-m", "tests.planning.real_run", "--config", str(file), f"--run.root={folder / 'runs'}"]
     done = subprocess.run(command, cwd=folder, env=os.environ | own, capture_output=True, text=True, timeout=TIMEOUT)
     assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-2000:]

@@ -2,6 +2,6 @@
 
 import sys
 
-from rlhf_lightning.cli import main
+from rlhf_lightning.start import main
 
 sys.exit(main())

@@ -15,7 +15,6 @@ from rlhf_lightning import __version__
 from rlhf_lightning.cli import commands
 from rlhf_lightning.cli.quiet import quieten
 from rlhf_lightning.errors import ConfigError, RLHFError
-from rlhf_lightning.registry import did_you_mean
 
 TRAINER_COMMANDS = {
     "fit": "Train: supervised or with reinforcement learning, as the configuration says.",
@@ -62,6 +61,8 @@ def _run(words: list[str]) -> int:
         return 0
     known = [*TRAINER_COMMANDS, *commands.names()]
     if words[0] not in known:
+        from rlhf_lightning.registry import did_you_mean
+
         hint = did_you_mean(words[0], known)
         raise ConfigError(f"unknown command {words[0]!r}.{hint} Commands: {', '.join(known)}")
     quieten()  # before the libraries are imported that look at its settings

@@ -23,7 +23,8 @@ def side_by_side(tasks: Sequence[Callable[[], T]]) -> list[T]:
     """Runs the tasks, all at once where torch has the threads for it; their results in order.
 
     What each computes does not depend on when the others run, so a run repeats bit for bit with the same number of
-    tasks and threads.
+    tasks and threads. The caller's thread does its share: were it to sleep, the system would now and then put two
+    workers on one core and leave the caller's idle.
 
     Args:
         tasks: Without gradient, and without torch's global random state.
@@ -31,15 +32,23 @@ def side_by_side(tasks: Sequence[Callable[[], T]]) -> list[T]:
     threads = torch.get_num_threads()
     if len(tasks) < 2 or threads < 2:
         return [task() for task in tasks]
-    futures = [_pool(os.getpid(), min(len(tasks), threads), threads).submit(task) for task in tasks]
-    wait(futures)
-    return [future.result() for future in futures]
+    workers = min(len(tasks), threads)
+    pool, own = _pool(os.getpid(), workers, threads), tasks[::workers]
+    futures = [None if number % workers == 0 else pool.submit(task) for number, task in enumerate(tasks)]
+    torch.set_num_threads(threads // workers)
+    try:
+        with torch.no_grad():
+            mine = iter([task() for task in own])
+    finally:
+        torch.set_num_threads(threads)
+        wait([future for future in futures if future is not None])
+    return [next(mine) if future is None else future.result() for future in futures]
 
 
 @cache
 def _pool(process: int, workers: int, threads: int) -> ThreadPoolExecutor:
-    """Workers that divide the threads; a forked process has none of its parent's, so it makes its own."""
-    started = threading.Barrier(workers)
+    """The threads beside the caller's; a forked process has none of its parent's, so it makes its own."""
+    started = threading.Barrier(workers - 1)
 
     def start() -> None:
         torch.get_num_threads()  # the first call in a thread sets its number to the process's
@@ -47,7 +56,7 @@ def _pool(process: int, workers: int, threads: int) -> ThreadPoolExecutor:
         torch.set_grad_enabled(False)
         started.wait()
 
-    pool = ThreadPoolExecutor(workers, f"side-by-side-{process}", initializer=start)
-    wait([pool.submit(int) for _ in range(workers)])
+    pool = ThreadPoolExecutor(workers - 1, f"side-by-side-{process}", initializer=start)
+    wait([pool.submit(int) for _ in range(workers - 1)])
     torch.set_num_threads(threads)  # the number for threads to come is one of the process, and the workers changed it
     return pool

@@ -12,6 +12,8 @@ import ctypes
 import os
 from functools import cache
 
+from rlhf_lightning.process_settings import user_sets_heap
+
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
 """Parameters of glibc's ``mallopt`` (malloc.h)."""
 
@@ -22,13 +24,13 @@ _NEVER, _NONE, _PAD, _ONE = -1, 0, 64 << 20, 1
 def keep_freed_memory() -> bool:
     """Lets glibc keep what is freed for what comes next, for the rest of the process.
 
-    Does nothing with another allocator, or where the environment says how memory is to be handled (any ``MALLOC_…`` or
-    ``GLIBC_TUNABLES``).
+    Does nothing with another allocator, or where the user says how memory is to be handled (any ``MALLOC_…`` or
+    ``GLIBC_TUNABLES`` but those of ``process_settings``).
 
     Returns:
         Whether it was done.
     """
-    if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
+    if user_sets_heap(os.environ):
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -1,7 +1,7 @@
 """Memory by part and phase, on each device and in each machine's host memory, in bytes.
 
-What stands through the run (weights, optimizer states, the gradients of the last update, which are freed only when the
-next backward pass begins) is in every phase from the first update on; each phase adds its own.
+What stands through the run (weights, optimizer states, an engine's own buffers of gradients) is in every phase from the
+first update on; each phase adds its own.
 """
 
 from __future__ import annotations
@@ -19,6 +19,10 @@ from rlhf_lightning.planning.standing import (
     state_width,
     trained_width,
 )
+
+NOT_REUSED = 0.25
+"""On CPU, the part of freed memory that nothing later fits into, after real runs under ``process_settings.HEAP``
+(``docs/plan.md``); without those settings it is up to all of it."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,7 @@ def _update(job: Job) -> Phase:
         "autocast's copies": sum(_cast_copies(job, model) for model in models),
         "activations": activations_kept,
         "logits and backward": on_the_way,
-        "kept from other rows": on_the_way if job.on_cpu and not job.draws else 0.0,
+        "kept from other rows": NOT_REUSED * on_the_way if job.on_cpu and not job.draws else 0.0,
         "kept from the rollout": _kept_from_rollout(job),
     }
     return Phase("update", _some({**standing(job), **parts, **own}), on_host(job))
@@ -157,14 +161,15 @@ def _kept_from_rollout(job: Job) -> float:
     """On CPU freed memory stays with the process (``models.cpu_memory``).
 
     The sampler's weights and cache, and what the largest pass over the rollout used, leave pieces between what lives
-    on; the update's blocks are larger than these. An engine, and a sampler that draws meanwhile, has not freed them:
+    on; some are smaller than the update's blocks. An engine, and a sampler that draws meanwhile, has not freed them:
     they stand with what every phase holds.
     """
     if not job.on_cpu:
         return 0.0
     passes = max((sum(_passing(job, job.model(role), heads).values()) for _, role, heads in _passes(job)), default=0.0)
     decoded = job.decoding is not None and (job.draws or job.evaluates) and not (job.decoding.ahead or is_engine(job))
-    return passes + (sum(decoder_weights(job, evaluating=True).values()) + cache_bytes(job) if decoded else 0.0)
+    drawing = sum(decoder_weights(job, evaluating=True).values()) + cache_bytes(job) if decoded else 0.0
+    return NOT_REUSED * (passes + drawing)
 
 
 def _step(job: Job) -> Phase:
