@@ -20,6 +20,7 @@ FLOORS = [
         "events",
         "devices",
         "process_memory",
+        "process_settings",
         "run_layout",
         "functional",
         "ranks",
@@ -31,7 +32,7 @@ FLOORS = [
     {"statistics", "pipeline", "strategies"},
     {"modules"},
     {"callbacks", "runs", "labelling", "evaluation", "serving", "planning"},
-    {"plugins", "testing", "configfiles", "cli", "explore"},
+    {"plugins", "testing", "configfiles", "cli", "explore", "start"},
 ]
 FLOOR_OF = {name: level for level, names in enumerate(FLOORS) for name in names}
 

@@ -12,8 +12,8 @@ __all__ = ["__version__", "register"]
 
 def __getattr__(name: str) -> Any:
     """Imports the registry, and torch with it, when it is asked for: ``rlhf`` has something to do before."""
-    if name != "register":
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from rlhf_lightning.registry import register
+    from rlhf_lightning import registry
 
-    return register
+    return getattr(registry, name)
