@@ -48,7 +48,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     """
     if not _by_onednn(a, b):
         return a @ b
-    return torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], "")  # type: ignore[no-any-return]
+    return torch.ops.mkldnn._linear_pointwise.default(a, b.t(), None, "none", [], "")  # type: ignore[no-any-return]
 
 
 def product_onto(base: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -117,7 +117,7 @@ def _measured() -> str:
         with torch.inference_mode():
             x, weight = torch.ones(256, 512), torch.ones(512, 512)
             plain = _least_seconds(lambda: x @ weight.t())
-            other = _least_seconds(lambda: torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], ""))
+            other = _least_seconds(lambda: torch.ops.mkldnn._linear_pointwise.default(x, weight, None, "none", [], ""))
     finally:
         torch.set_num_threads(threads)
     return "onednn" if plain > CLEAR_GAIN * other else "torch"

@@ -98,7 +98,7 @@ def layer_forward(module: Any, hidden_states: Tensor, *args: Any, **kwargs: Any)
     heads = Heads(len(of_query) // dim, len(of_key) // dim, dim, attention.scaling)
     parts = row_parts(layout, _parts_worth(module, layout), wanted=_is_last(attention))
     setting = Setting(heads, parts, module.input_layernorm.variance_epsilon)
-    rotation = _rotation(*kwargs["position_embeddings"])
+    rotation = _rotation_once(layout, *kwargs["position_embeddings"])
     return DecoderLayer.apply(hidden_states[0], rotation, setting, *weights)[None]  # type: ignore[no-any-return,no-untyped-call]
 
 
@@ -113,6 +113,14 @@ def _parts_worth(module: Any, layout: AttentionLayout) -> int:
         return 1
     products_kind()  # measured before threads share it
     return torch.get_num_threads()
+
+
+def _rotation_once(layout: AttentionLayout, cos: Tensor, sin: Tensor) -> Tensor:
+    """That of the row, made by the first layer and kept with the row's layout for the others."""
+    known: dict[str, tuple[Tensor, Tensor]] = layout.__dict__
+    if "_rotation" not in known or known["_rotation"][0] is not cos:
+        known["_rotation"] = cos, _rotation(cos, sin)
+    return known["_rotation"][1]
 
 
 def _rotation(cos: Tensor, sin: Tensor) -> Tensor:

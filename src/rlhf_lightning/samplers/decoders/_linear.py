@@ -65,7 +65,7 @@ class PackedLinear:
 
     def __call__(self, x: Tensor) -> Tensor:
         """(R, K) → (R, N)."""
-        return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")  # type: ignore[no-any-return]
+        return torch.ops.mkldnn._linear_pointwise.default(x, self._weight, self._bias, "none", [], "")  # type: ignore[no-any-return]
 
     def onto(self, residual: Tensor, x: Tensor) -> Tensor:
         """The product added to ``residual``."""
