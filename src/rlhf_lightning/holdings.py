@@ -27,7 +27,7 @@ class HeldModel:
         lora: Its adapters, which alone train.
         weights_of: Role of the model whose frozen weights it shares, where weights are not sharded.
         token_budget: Most tokens of a packed row that it reads without gradient.
-        whole_first: Whether it comes to the device whole before it is spread over ranks.
+        late: Whether it is loaded by the first rollout, not before training.
         served: Whether a server could hold it instead (``rlhf serve-rm``).
     """
 
@@ -38,7 +38,7 @@ class HeldModel:
     lora: LoRA | None = None
     weights_of: str | None = None
     token_budget: int = 0
-    whole_first: bool = False
+    late: bool = False
     served: bool = False
 
 

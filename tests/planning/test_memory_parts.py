@@ -144,11 +144,17 @@ def test_a_critic_on_shared_weights_adds_its_adapters_alone():
     assert weights(sharded)["weights: critic"] == 2 * (shape().adapters(4) + shape().scalar_parameters)
 
 
-def test_a_scorers_model_comes_whole_before_it_is_sharded():
-    scorer = Model("reward_model", "rm", big(), 2, scalar=True, whole_first=True, served=True)
-    run = job(Model("policy", "here", shape(), 4, trained=True), scorer, strategy="fsdp2", devices=64)
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_a_scorers_model_is_read_whole_by_each_rank_and_goes_to_devices_in_layers(on_cpu):
+    scorer = Model("reward_model", "rm", big(), 2, scalar=True, late=True, served=True)
+    policy = Model("policy", "here", shape(), 4, trained=True)
+    run = job(policy, scorer, strategy="fsdp2", devices=64, per_node=8, on_cpu=on_cpu)
     load = next(phase for phase in phases(run) if phase.name == "load reward_model")
-    assert load.parts["whole: reward_model"] == 2 * big().scalar_parameters
+    whole = 2 * big().scalar_parameters
+    outer = big().scalar_parameters - big().layers * big().per_layer
+    assert load.parts["gathered weights"] == 2 * (2 * big().per_layer + outer)
+    assert load.parts.get("whole: reward_model", 0) == (whole if on_cpu else 0)
+    assert load.host.get("whole: reward_model", 0) == (0 if on_cpu else 8 * whole)
 
 
 def test_checkpointing_lowers_the_peak_and_more_tokens_raise_it():

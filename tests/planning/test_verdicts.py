@@ -68,20 +68,17 @@ def test_advised_devices_fit():
     assert fits(run.changed(devices=int(said.split()[0])))
 
 
-def test_a_reward_model_too_large_for_a_device_is_served_elsewhere():
-    scorer = Model("reward_model", "models/orm", big(), 2, scalar=True, whole_first=True, served=True)
-    base = glm(strategy="fsdp2", devices=64, updates=Updates(8, 128, 4, 2048, 1, 1024, True), memory=40e9)
-    run = base.changed(
-        models=(*base.models, replace(scorer, width=8)), forwards=(Forward("score", "reward_model", False),)
-    )
-    made = plan(run, GPU)
-    assert made.peak.name == "load reward_model"
-    assert any("rlhf serve-rm" in said and "models/orm" in said for said in made.remedies)
+def test_a_reward_model_for_which_there_is_no_room_is_served_elsewhere():
+    scorer = Model("reward_model", "models/orm", big(), 8, scalar=True, late=True, served=True)
+    base = glm(strategy="fsdp2", devices=4, updates=Updates(8, 128, 4, 2048, 1, 1024, True), memory=60e9)
+    run = base.changed(models=(*base.models, scorer), forwards=(Forward("score", "reward_model", False),))
+    assert fits(base) and not fits(run)
+    assert any("rlhf serve-rm" in said and "models/orm" in said for said in plan(run, GPU).remedies)
 
 
 def test_changes_that_are_needed_together_are_told_together_and_none_in_vain():
-    scorer = Model("reward_model", "models/orm", big(), 8, scalar=True, whole_first=True, served=True)
-    base = glm(devices=64, updates=Updates(8, 128, 4, 2048, 1, 1024, True), memory=60e9)
+    scorer = Model("reward_model", "models/orm", big(), 8, scalar=True, late=True, served=True)
+    base = glm(devices=4, updates=Updates(1, 1, 4, 2048, 1, 1024, True), memory=60e9)  # 4 responses: no more ranks
     forwards = (Forward("score", "reward_model", False),)
     run = base.changed(models=(*base.models, scorer), forwards=forwards)
     (said,) = plan(run, GPU).remedies

@@ -92,7 +92,7 @@ def key_copies(job: Job) -> float:
 def _lean(model: Model, width: int) -> Activations:
     s = model.shape
     wide = max(width, FLOAT32)
-    attended = 2 * s.queries + 2 * s.keys + s.heads + s.head_dim + 2  # with the rotation's angles and two scales
+    attended = 2 * s.queries + 2 * s.keys + s.heads + 2  # with two scales; the rotation is the row's
     layer = width * (2 * s.hidden + 2 * s.intermediate) + wide * attended
     mlp = width * (4 * s.intermediate + s.hidden)
     attention = width * 3 * s.hidden + wide * 2 * (2 * s.queries + 4 * s.keys)

@@ -28,7 +28,7 @@ class Model:
         rank: Of its adapters; 0 without.
         weights_of: Role of the model whose frozen weights it shares.
         token_budget: Most tokens of a row that it reads without gradient; 0: the updates' own.
-        whole_first: Whether it comes to the device whole.
+        late: Whether it is loaded by the first rollout, not before training.
         served: Whether a server could hold it instead.
         assumed: Where its sizes come from, if they were not read from the model itself.
     """
@@ -42,7 +42,7 @@ class Model:
     rank: int = 0
     weights_of: str | None = None
     token_budget: int = 0
-    whole_first: bool = False
+    late: bool = False
     served: bool = False
     assumed: str | None = None
 

@@ -66,18 +66,17 @@ def peak(job: Job) -> Phase:
 
 
 def _loads(job: Job) -> list[Phase]:
-    """Loading: each rank reads whole models into the host's memory; a scorer's comes to the device whole as well."""
+    """Loading: each rank reads whole models into the host's memory; where they are sharded, layers go on one by one."""
     ranks = min(job.devices, job.per_node)
-    whole = {
-        f"whole: {m.role}": float(ranks * m.base * m.width) for m in job.models if not (m.whole_first or m.weights_of)
-    }
-    made = [] if job.on_cpu else [Phase("load", {}, {**on_host(job), **whole})]
+    whole = {f"whole: {m.role}": float(m.base * m.width) for m in job.models if not (m.late or m.weights_of)}
+    made = [] if job.on_cpu else [Phase("load", {}, on_host(job) | _times(ranks, whole))]
     for model in job.models:
-        if model.whole_first and job.rule.weights:
+        if model.late and job.rule.weights:
             parts = standing(job, trained=False) | decoder_weights(job)
-            size = model.base * model.width
-            host = {} if job.on_cpu else {**on_host(job), f"whole: {model.role}": float(ranks * size)}
-            made.append(Phase(f"load {model.role}", {**parts, f"whole: {model.role}": float(size)}, host))
+            read = {f"whole: {model.role}": float(model.base * model.width)}
+            parts, host = (parts | read, {}) if job.on_cpu else (parts, on_host(job) | _times(ranks, read))
+            parts["gathered weights"] = _gathered(job, model)
+            made.append(Phase(f"load {model.role}", _some(parts), host))
     return made
 
 
@@ -193,7 +192,7 @@ def _gathered_for_sync(job: Job) -> float:
     """The whole policy, for the moment in which the sampler takes it."""
     if not job.rule.weights:
         return 0.0
-    gathered = [m for m in job.models if not m.whole_first] if job.rule.gathers_all else [job.policy]
+    gathered = [m for m in job.models if not m.late] if job.rule.gathers_all else [job.policy]
     return float(sum((m.base + m.adapters) * job.width(m) for m in gathered))
 
 
@@ -229,6 +228,10 @@ def _head_gradients(job: Job, model: Model) -> float:
 def _layer_gradients(job: Job, model: Model) -> float:
     """A layer's new gradients, before they are added to those of earlier micro-batches."""
     return float(model.shape.per_layer * job.width(model)) if model.whole else 0.0
+
+
+def _times(ranks: int, parts: dict[str, float]) -> dict[str, float]:
+    return {name: ranks * size for name, size in parts.items()}
 
 
 def _some(parts: dict[str, float]) -> dict[str, float]:

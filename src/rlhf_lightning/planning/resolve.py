@@ -124,7 +124,7 @@ def _model(held: HeldModel, stated: Mapping[str, str]) -> Model:
         rank=held.lora.rank if held.lora else 0,
         weights_of=held.weights_of,
         token_budget=held.token_budget,
-        whole_first=held.whole_first,
+        late=held.late,
         served=held.served,
         assumed=assumed,
     )

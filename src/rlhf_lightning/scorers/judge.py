@@ -99,13 +99,13 @@ class RewardJudge:
 
         Args:
             device: Where to.
-            place: Is given the model once it is there, to spread it over ranks; it stays with this process if None.
+            place: Spreads it over ranks, before it goes to the device, which need not hold it whole; it stays with this
+                process if None.
         """
         if self._model is not None and self._model.device == device:
             return
-        self.model.to(device)  # type: ignore[arg-type]
-        if place is not None:
-            self._model = place(self.model)  # type: ignore[assignment]
+        placed = self.model if place is None else place(self.model)
+        self._model = placed.to(device)  # type: ignore[assignment]
 
     def unload(self) -> None:
         """Gives the weights' memory back; they are loaded again when asked for."""

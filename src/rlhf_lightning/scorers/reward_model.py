@@ -102,10 +102,10 @@ class RewardModelScorer(Scorer):
         return self.judge.identity
 
     def held_models(self) -> tuple[HeldModel, ...]:
-        """The reward model, which comes to the device whole before it is spread over ranks."""
+        """The reward model, which the first rollout loads."""
         source = at_place(self.path, self.dtype)
         budget = self.token_budget
-        return (HeldModel(self.name, source, scalar=True, token_budget=budget, whole_first=True, served=True),)
+        return (HeldModel(self.name, source, scalar=True, token_budget=budget, late=True, served=True),)
 
     def __call__(self, rollout: Rollout) -> Scores:
         """(B,) scores, on the CPU."""
