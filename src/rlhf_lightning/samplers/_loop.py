@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +12,7 @@ from rlhf_lightning.protocols import DecodingSession
 from rlhf_lightning.samplers._choice import choose
 from rlhf_lightning.samplers._endings import Endings
 from rlhf_lightning.samplers._random import uniforms
+from rlhf_lightning.samplers._threads import single_threaded
 from rlhf_lightning.types import SamplingParams
 
 CHECK_EVERY = 4
@@ -129,18 +129,3 @@ class _Loop:
         if unfinished and self.step < self.params.max_new_tokens:
             self.session.keep(kept)
         self.rows, self.alive, self.whole = self.rows[kept], self.alive[kept], False
-
-
-@contextmanager
-def single_threaded(wanted: bool) -> Iterator[None]:
-    """One torch thread for the time of the context, if wanted.
-
-    Waking a second thread costs tens of microseconds an operation, more than a tiny model's matrices take.
-    """
-    threads = torch.get_num_threads()
-    try:
-        if wanted:
-            torch.set_num_threads(1)
-        yield
-    finally:
-        torch.set_num_threads(threads)

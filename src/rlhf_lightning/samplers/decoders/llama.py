@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rlhf_lightning.protocols import Decoder, DecodingSession
 from rlhf_lightning.registry import register
+from rlhf_lightning.samplers._threads import single_threaded
 from rlhf_lightning.samplers.decoders._grouped_cache import BLOCK, LayerCache
 from rlhf_lightning.samplers.decoders._llama_weights import LlamaLayer, LlamaWeights, read_weights
 from rlhf_lightning.samplers.decoders._slots import Slots, group
@@ -27,7 +28,7 @@ STATIC_ROPE = ("default", "linear", "llama3", "yarn")
 """Rotary types whose frequencies don't depend on the sequence's length."""
 
 SECOND_THREAD_FROM = 1 << 24
-"""Multiplications of the largest matrix product of a step from which a second thread pays."""
+"""Multiplications of the largest matrix product of a step from which a second thread pays; and weights to copy."""
 
 
 @register("decoder", "llama")
@@ -67,7 +68,8 @@ class LlamaDecoder(Decoder):
     def load(self, model: PreTrainedModel, dtype: torch.dtype | None) -> None:
         """Copies the weights as they are now."""
         self._weights = None
-        self._weights = read_weights(model, dtype or model.dtype)
+        with single_threaded(model.device.type == "cpu" and model.num_parameters() < SECOND_THREAD_FROM):
+            self._weights = read_weights(model, dtype or model.dtype)
 
     def start(self, prompts: Sequence[Sequence[int]], owner: Tensor, max_new_tokens: int) -> DecodingSession:
         """Prefills the prompts in one batch and groups the sequences by prompt."""
@@ -94,7 +96,8 @@ class _LlamaSession(DecodingSession):
         self._slots = group(self._owners)
         self._room = min(max_new_tokens, BLOCK)
         self._rotations = self._rotation_table(max(map(len, prompts)) + max_new_tokens)
-        self._prefill(prompts)
+        with single_threaded(on_cpu and sum(map(len, prompts)) * weights.largest < SECOND_THREAD_FROM):
+            self._prefill(prompts)
 
     def step(self, tokens: Tensor) -> None:
         tokens = tokens if self._fill is None else tokens[self._fill]
