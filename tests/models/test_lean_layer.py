@@ -9,7 +9,7 @@ from torch import nn
 
 from rlhf_lightning.functional._products import LARGE, products_kind, set_products_kind
 from rlhf_lightning.functional.packing import pack_groups
-from rlhf_lightning.models import dense_attention, lean
+from rlhf_lightning.models import lean
 from rlhf_lightning.models.lean import make_lean
 from rlhf_lightning.models.lean_layer import DecoderLayer
 from rlhf_lightning.models.lora import LoRA
@@ -80,14 +80,6 @@ ROWS = {
 }
 
 
-@pytest.fixture(params=["whole matrices", "fused"])
-def attention(request, monkeypatch):
-    """Blocks of this size are small; the fused kernel is for larger ones."""
-    if request.param == "fused":
-        monkeypatch.setattr(dense_attention, "SMALL", 0)
-
-
-@pytest.mark.usefixtures("attention")
 @pytest.mark.parametrize("packed", ROWS)
 @pytest.mark.parametrize("name", CONFIGS)
 def test_logprobs_and_gradients_are_those_of_autograd(name, packed, used):
@@ -113,7 +105,6 @@ def two_parts(monkeypatch):
     torch.set_num_threads(before)
 
 
-@pytest.mark.usefixtures("attention")
 @pytest.mark.parametrize("packed", ["mixed lengths", "equal lengths", "one sample a prompt"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_parts_side_by_side_give_the_same(name, packed, used, two_parts):

@@ -10,7 +10,6 @@ from tests.planning.made import LLAMA, job
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlhf_lightning.functional.packing import pack_groups
-from rlhf_lightning.models import dense_attention
 from rlhf_lightning.models.lora import LoRA
 from rlhf_lightning.models.packed import causal_lm, packed_states
 from rlhf_lightning.models.prepare import trainable
@@ -64,9 +63,7 @@ def a_layer(sizes, **settings):
     return (more - fewer) / 2 / tokens
 
 
-def test_a_lean_layer_keeps_what_the_plan_says(monkeypatch):
-    """But for the probabilities of small blocks, two MB a layer and part at most."""
-    monkeypatch.setattr(dense_attention, "SMALL", 0)
+def test_a_lean_layer_keeps_what_the_plan_says():
     run, model = planned(LLAMA)
     assert activations(run, model).layer == pytest.approx(a_layer(LLAMA), rel=0.02)
 

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from rlhf_lightning.models.attention_layout import AttentionLayout
-from rlhf_lightning.models.dense_attention import dense, dense_backward, is_small
 from rlhf_lightning.models.row_parts import Queries, RowPart
 
 
@@ -43,8 +42,7 @@ class Attended(NamedTuple):
     Attributes:
         queries: (M', H, D) in slots, in float32 or wider.
         memory: (M, 2·H_kv, D) keys and values in slots, in float32 or wider.
-        outs: For each block its output (n, H, L, D) and (n, H, L) log-sums of exponentials; of a small one, the
-            probabilities (``models.dense_attention``).
+        outs: For each block its output (n, H, L, D) and (n, H, L) log-sums of exponentials.
     """
 
     queries: Tensor
@@ -67,27 +65,13 @@ def attend(query: Tensor, memory: Tensor, heads: Heads, part: RowPart) -> tuple[
     queries = _wide(query.index_select(0, part.queries.gather)).view(-1, heads.queries, heads.dim)
     slots = _wide(memory.index_select(0, part.layout.gather)).view(-1, 2 * heads.keys, heads.dim)
     outs = []
-    for block in _blocks(queries, slots, heads, part):
-        outs.append(_attend_block(*block, heads.scale))
+    for q, k, v, mask in _blocks(queries, slots, heads, part):
+        outs.append(
+            torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                q, k, v, 0.0, mask is None, attn_mask=mask, scale=heads.scale
+            )
+        )
     return attended_rows(outs, part.queries).to(query.dtype), Attended(queries, slots, tuple(outs))
-
-
-def _attend_block(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    if mask is not None and is_small(q, k):
-        return dense(q, k, v, mask, scale)
-    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    out, logsumexp = flash(q, k, v, 0.0, mask is None, attn_mask=mask, scale=scale)
-    return out, logsumexp
-
-
-def _block_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, out: tuple[Tensor, Tensor], scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    if mask is not None and is_small(q, k):
-        return dense_backward(grad, q, k, v, out[1], scale)
-    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-    dq, dk, dv = flash(grad, q, k, v, *out, 0.0, mask is None, attn_mask=mask, scale=scale)
-    return dq, dk, dv
 
 
 def attended_rows(outs: Sequence[tuple[Tensor, Tensor]], queries: Queries) -> Tensor:
@@ -118,7 +102,9 @@ def attend_backward(grad: Tensor, attended: Attended, heads: Heads, part: RowPar
     prompts = d_memory[held[0]].view(*layout.prompts, 2 * heads.keys, -1)
     for number, ((q, k, v, mask), out) in enumerate(blocks):
         from_above = above[asked[number]].view(len(q), -1, heads.queries, heads.dim).transpose(1, 2)
-        dq, dk, dv = _block_backward(from_above, q, k, v, mask, out, heads.scale)
+        dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            from_above, q, k, v, *out, 0.0, mask is None, attn_mask=mask, scale=heads.scale
+        )
         d_queries[asked[number]].view(len(q), -1, heads.queries, heads.dim).copy_(dq.transpose(1, 2))
         own = d_memory[held[number]].view(len(q), -1, 2 * heads.keys, heads.dim)
         for into, to_prompts, d in zip(own.chunk(2, 2), prompts.chunk(2, 2), (dk, dv), strict=True):
