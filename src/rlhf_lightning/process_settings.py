@@ -34,14 +34,12 @@ def missing_settings(environment: Mapping[str, str]) -> dict[str, str]:
     settings: dict[str, str] = {}
     if not WAITING.keys() & environment.keys():
         settings |= WAITING
-    if HEAP.keys().isdisjoint(environment) and not user_sets_heap(environment):
-        settings |= HEAP
+    if not user_sets_heap(environment):
+        settings |= {name: value for name, value in HEAP.items() if name not in environment}
     return settings
 
 
 def user_sets_heap(environment: Mapping[str, str]) -> bool:
     """Whether somebody but us says how glibc is to handle memory."""
-    tunables = HEAP.keys() & environment.keys()
-    return any(environment[name] != HEAP[name] for name in tunables) or any(
-        name.startswith("MALLOC_") for name in environment
-    )
+    others = any(environment.get(name, own) != own for name, own in HEAP.items())
+    return others or any(name.startswith("MALLOC_") for name in environment)

@@ -2,14 +2,13 @@
 
 import json
 import socket
-import threading
-from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
 from judged_rollouts import rollout
+from tests.served import running
 
 from rlhf_lightning.errors import ConfigError, RemoteError
 from rlhf_lightning.models.tiny import character_tokenizer
@@ -19,18 +18,6 @@ from rlhf_lightning.scorers.judge import RewardJudge
 from rlhf_lightning.serving.server import Limits, ScoreServer
 
 TOKEN = "0123456789abcdef"
-
-
-@contextmanager
-def running(server):
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join(10)
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,10 @@ import json
 import socket
 import threading
 import time
-from contextlib import closing, contextmanager
+from contextlib import closing
 
 import pytest
+from tests.served import running
 
 from rlhf_lightning.reward_types import JudgedGroup, JudgedResponse, ResponseScore
 from rlhf_lightning.scorers.judge import RewardJudge
@@ -17,18 +18,8 @@ from rlhf_lightning.types import Problem
 TOKEN = "a token of no secret".replace(" ", "-")
 
 
-@contextmanager
 def serving(score, **settings):
-    server = ScoreServer("127.0.0.1", 0, score, "model 1", **settings)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.close()
-        thread.join(10)
-        assert not thread.is_alive()
+    return running(ScoreServer("127.0.0.1", 0, score, "model 1", **settings))
 
 
 def by_length(groups):

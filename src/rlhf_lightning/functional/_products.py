@@ -18,6 +18,8 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from rlhf_lightning.functional._threads import torch_threads
+
 KINDS = ("torch", "onednn")
 
 ASKED = "RLHF_CPU_PRODUCTS"
@@ -111,15 +113,10 @@ def _has_onednn() -> bool:
 def _measured() -> str:
     if not _has_onednn():
         return "torch"
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # a second core that others use would blur the ratio
-    try:
-        with torch.inference_mode():
-            x, weight = torch.ones(256, 512), torch.ones(512, 512)
-            plain = _least_seconds(lambda: x @ weight.t())
-            other = _least_seconds(lambda: torch.ops.mkldnn._linear_pointwise.default(x, weight, None, "none", [], ""))
-    finally:
-        torch.set_num_threads(threads)
+    with torch.inference_mode(), torch_threads(1):  # a second core that others use would blur the ratio
+        x, weight = torch.ones(256, 512), torch.ones(512, 512)
+        plain = _least_seconds(lambda: x @ weight.t())
+        other = _least_seconds(lambda: torch.ops.mkldnn._linear_pointwise.default(x, weight, None, "none", [], ""))
     return "onednn" if plain > CLEAR_GAIN * other else "torch"
 
 

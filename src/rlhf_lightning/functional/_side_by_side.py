@@ -16,6 +16,8 @@ from typing import TypeVar
 
 import torch
 
+from rlhf_lightning.functional._threads import torch_threads
+
 T = TypeVar("T")
 
 
@@ -33,16 +35,14 @@ def side_by_side(tasks: Sequence[Callable[[], T]]) -> list[T]:
     if len(tasks) < 2 or threads < 2:
         return [task() for task in tasks]
     workers = min(len(tasks), threads)
-    pool, own = _pool(os.getpid(), workers, threads), tasks[::workers]
-    futures = [None if number % workers == 0 else pool.submit(task) for number, task in enumerate(tasks)]
-    torch.set_num_threads(threads // workers)
+    pool = _pool(os.getpid(), workers, threads)
+    others = {number: pool.submit(task) for number, task in enumerate(tasks) if number % workers}
     try:
-        with torch.no_grad():
-            mine = iter([task() for task in own])
+        with torch.no_grad(), torch_threads(threads // workers):
+            own = [task() for task in tasks[::workers]]
     finally:
-        torch.set_num_threads(threads)
-        wait([future for future in futures if future is not None])
-    return [next(mine) if future is None else future.result() for future in futures]
+        wait(others.values())
+    return [others[n].result() if n in others else own[n // workers] for n in range(len(tasks))]
 
 
 @cache

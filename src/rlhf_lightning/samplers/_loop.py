@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rlhf_lightning.functional._threads import torch_threads
 from rlhf_lightning.protocols import DecodingSession
 from rlhf_lightning.samplers._choice import choose
 from rlhf_lightning.samplers._endings import Endings
 from rlhf_lightning.samplers._random import uniforms
-from rlhf_lightning.samplers._threads import single_threaded
 from rlhf_lightning.types import SamplingParams
 
 CHECK_EVERY = 4
@@ -59,7 +59,7 @@ def generate(
         on_tokens: Told every few steps how many tokens were added to unfinished responses.
     """
     loop = _Loop(session, seeds, params, endings)
-    with single_threaded(session.single_threaded):
+    with torch_threads(1 if session.single_threaded else None):
         while loop.rows.numel() and loop.step < params.max_new_tokens:
             added = loop.advance(min(CHECK_EVERY, params.max_new_tokens - loop.step))
             if on_tokens is not None:

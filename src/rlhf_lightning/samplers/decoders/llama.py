@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rlhf_lightning.functional._threads import torch_threads
 from rlhf_lightning.protocols import Decoder, DecodingSession
 from rlhf_lightning.registry import register
-from rlhf_lightning.samplers._threads import single_threaded
 from rlhf_lightning.samplers.decoders._grouped_cache import BLOCK, LayerCache
 from rlhf_lightning.samplers.decoders._llama_weights import LlamaLayer, LlamaWeights, read_weights
 from rlhf_lightning.samplers.decoders._slots import Slots, group
@@ -68,7 +68,8 @@ class LlamaDecoder(Decoder):
     def load(self, model: PreTrainedModel, dtype: torch.dtype | None) -> None:
         """Copies the weights as they are now."""
         self._weights = None
-        with single_threaded(model.device.type == "cpu" and model.num_parameters() < SECOND_THREAD_FROM):
+        small = model.device.type == "cpu" and model.num_parameters() < SECOND_THREAD_FROM
+        with torch_threads(1 if small else None):
             self._weights = read_weights(model, dtype or model.dtype)
 
     def start(self, prompts: Sequence[Sequence[int]], owner: Tensor, max_new_tokens: int) -> DecodingSession:
@@ -96,7 +97,8 @@ class _LlamaSession(DecodingSession):
         self._slots = group(self._owners)
         self._room = min(max_new_tokens, BLOCK)
         self._rotations = self._rotation_table(max(map(len, prompts)) + max_new_tokens)
-        with single_threaded(on_cpu and sum(map(len, prompts)) * weights.largest < SECOND_THREAD_FROM):
+        few = on_cpu and sum(map(len, prompts)) * weights.largest < SECOND_THREAD_FROM
+        with torch_threads(1 if few else None):
             self._prefill(prompts)
 
     def step(self, tokens: Tensor) -> None:
