@@ -1,12 +1,12 @@
 """A scoring server that goes away in the middle of a run costs the rollout that was on, and nothing else."""
 
-import threading
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from lightning import Trainer
+from tests.served import running
 
 from rlhf_lightning.callbacks import RolloutCheckpoint
 from rlhf_lightning.data.prompts import PromptData
@@ -31,15 +31,8 @@ def serving(judge: RewardJudge, requests: int):
             raise OSError("the device fell off the bus")
         return judge.score(groups)
 
-    server = ScoreServer("127.0.0.1", 0, score, judge.identity)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
+    with running(ScoreServer("127.0.0.1", 0, score, judge.identity)) as server:
         yield server.url
-    finally:
-        server.shutdown()
-        server.close()
-        thread.join(10)
 
 
 def fit(url: str, folder: Path, resume: str | None = None) -> dict[str, torch.Tensor]:
