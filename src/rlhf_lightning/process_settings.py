@@ -39,6 +39,14 @@ def missing_settings(environment: Mapping[str, str]) -> dict[str, str]:
     return settings
 
 
+def threads_wake_quickly(environment: Mapping[str, str]) -> bool:
+    """Whether idle OpenMP threads look out for work for a while, by the environment that the process started in."""
+    rounds = environment.get("GOMP_SPINCOUNT")
+    if rounds is not None:
+        return rounds.strip() != "0"
+    return environment.get("OMP_WAIT_POLICY", "").strip().upper() != "PASSIVE"
+
+
 def user_sets_heap(environment: Mapping[str, str]) -> bool:
     """Whether somebody but us says how glibc is to handle memory."""
     others = any(environment.get(name, own) != own for name, own in HEAP.items())

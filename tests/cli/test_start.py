@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from rlhf_lightning import process_settings
-from rlhf_lightning.process_settings import HEAP, WAITING, missing_settings, user_sets_heap
+from rlhf_lightning.process_settings import HEAP, WAITING, missing_settings, threads_wake_quickly, user_sets_heap
 from rlhf_lightning.start import restart_with
 
 RESTARTS = """
@@ -100,3 +100,19 @@ def test_our_own_settings_are_not_the_users(environment, theirs):
 @glibc
 def test_a_freed_tensors_place_takes_one_of_the_same_size():
     assert run(REUSES, **HEAP) == ["20"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "quickly"),
+    [
+        ({}, True),
+        ({"OMP_WAIT_POLICY": "active"}, True),
+        ({"OMP_WAIT_POLICY": "passive"}, False),
+        ({"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000"}, True),
+        ({"GOMP_SPINCOUNT": "infinite"}, True),
+        ({"OMP_WAIT_POLICY": "ACTIVE", "GOMP_SPINCOUNT": "0"}, False),
+        (WAITING, True),
+    ],
+)
+def test_how_soon_threads_wake(environment, quickly):
+    assert threads_wake_quickly(environment) is quickly

@@ -7,6 +7,7 @@ grouped heads or for the samples of one prompt, and logits for the last position
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rlhf_lightning.functional._threads import torch_threads
+from rlhf_lightning.process_settings import threads_wake_quickly
 from rlhf_lightning.protocols import Decoder, DecodingSession
 from rlhf_lightning.registry import register
 from rlhf_lightning.samplers.decoders._grouped_cache import BLOCK, LayerCache
@@ -27,8 +29,11 @@ if TYPE_CHECKING:
 STATIC_ROPE = ("default", "linear", "llama3", "yarn")
 """Rotary types whose frequencies don't depend on the sequence's length."""
 
-SECOND_THREAD_FROM = 1 << 24
-"""Multiplications of the largest matrix product of a step from which a second thread pays; and weights to copy."""
+SECOND_THREAD_FROM = 1 << (20 if threads_wake_quickly(os.environ) else 26)
+"""Multiplications of the largest matrix product of a step from which a second thread pays: awake, or to be woken."""
+
+MANY_WEIGHTS = 1 << 24
+"""Weights from which a second thread helps to copy them."""
 
 
 @register("decoder", "llama")
@@ -68,7 +73,7 @@ class LlamaDecoder(Decoder):
     def load(self, model: PreTrainedModel, dtype: torch.dtype | None) -> None:
         """Copies the weights as they are now."""
         self._weights = None
-        small = model.device.type == "cpu" and model.num_parameters() < SECOND_THREAD_FROM
+        small = model.device.type == "cpu" and model.num_parameters() < MANY_WEIGHTS
         with torch_threads(1 if small else None):
             self._weights = read_weights(model, dtype or model.dtype)
 
