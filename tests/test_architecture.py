@@ -27,12 +27,12 @@ FLOORS = [
         "grouping",
         "holdings",
     },
-    {"protocols", "sampler_protocols", "registry"},
+    {"protocols", "sampler_protocols", "registry", "configfiles"},
     {"samplers", "scorers", "transforms", "advantages", "losses", "kl", "models", "tasks", "data", "metrics"},
     {"statistics", "pipeline", "strategies"},
     {"modules"},
-    {"callbacks", "runs", "labelling", "evaluation", "serving", "planning"},
-    {"plugins", "testing", "configfiles", "cli", "explore", "start"},
+    {"callbacks", "runs", "labelling", "evaluation", "serving", "planning", "study"},
+    {"plugins", "testing", "cli", "explore", "start"},
 ]
 FLOOR_OF = {name: level for level, names in enumerate(FLOORS) for name in names}
 

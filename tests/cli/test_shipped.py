@@ -25,7 +25,7 @@ OVERLAYS = [name for name in shipped_configs() if name.startswith("strategies/")
 @pytest.mark.parametrize("name", JOBS)
 def test_a_jobs_is_accepted_by_its_command(rlhf, name):
     command = command_of(name)
-    outcome = rlhf(command, "--config", name, "--print_config")
+    outcome = rlhf(*command.split(), "--config", name, "--print_config")
     assert outcome.code == 0, outcome.err
     assert yaml.safe_load(outcome.out)["job"] == command
 

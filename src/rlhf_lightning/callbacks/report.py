@@ -54,6 +54,10 @@ class ReportTable:
     rows: tuple[tuple[str, ...], ...]
 
 
+FINISHED = "finished"
+"""How the status of a run begins that came to its end."""
+
+
 @dataclass(frozen=True)
 class Section:
     """A finding.
@@ -120,9 +124,16 @@ def sections_of(trainer: Trainer, metrics: pd.DataFrame) -> list[Section]:
     return [section for section in found if section is not None]
 
 
+def is_finished(run_dir: Path) -> bool:
+    """Whether a run came to its end, by what its report says."""
+    file = run_dir / REPORT_FILE
+    said = file.read_text(encoding="utf-8").split("\n\n", 2)[1:2] if file.is_file() else []
+    return any(text.lower().startswith(FINISHED) for text in said)
+
+
 def status_of(metrics: pd.DataFrame, exception: BaseException | None) -> str:
     """How a run ended, and how many rollouts it made."""
-    how = "finished" if exception is None else f"interrupted by {type(exception).__name__}"
+    how = FINISHED if exception is None else f"interrupted by {type(exception).__name__}"
     if "rollout" not in metrics.columns or metrics["rollout"].dropna().empty:
         return how
     noun, phase = ("rollout", "time/rollout") if "time/rollout" in metrics.columns else ("epoch", "time/update")

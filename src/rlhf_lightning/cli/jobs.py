@@ -66,10 +66,11 @@ def run_job(cls: type[Job], words: Sequence[str], prog: str) -> int:
     for option in options:
         if option.key[-1] == "help" and len(option.key) > 1:
             parser.parse_args(_plugin_help(cls, option))  # prints, and ends the program
-    document = job_document(cls, options, prog.split()[-1])
+    command = prog.partition(" ")[2]
+    document = job_document(cls, options, command)
     parsed = parse(parser, document)
     if any(option.name.startswith("--print_config") for option in options):
-        print(f"{JOB}: {prog.split()[-1]}\n{parser.dump(parsed, skip_none=False)}", end="")
+        print(f"{JOB}: {command}\n{parser.dump(parsed, skip_none=False)}", end="")
         return 0
     return _run(make(cls, parser, parsed), shlex.join([*prog.split(), *words]))
 

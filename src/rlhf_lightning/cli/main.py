@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _run(words)
+        return run_words(words)
     except RLHFError as error:
         if os.environ.get(TRACEBACK) == "1":
             raise
@@ -52,7 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise
 
 
-def _run(words: list[str]) -> int:
+def run_words(words: list[str]) -> int:
+    """As :func:`main`, but all that the user can mend is raised.
+
+    Raises:
+        RLHFError: Naming what is wrong.
+    """
     if not words or words[0] in ("-h", "--help"):
         print(_help())
         return 0

@@ -1,0 +1,99 @@
+"""Lines of means over runs, with what lies between the least and the most; shared by a study's figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from rlhf_lightning.evaluation.figures import COLORS, MARKERS
+from rlhf_lightning.study.results import AXES, SEED
+
+
+class LackingError(Exception):
+    """What a figure needs and the study has not: says what to vary or measure."""
+
+
+def panels(count: int, titles: Sequence[str] = ()) -> tuple[Figure, list[Axes]]:
+    """A figure with panels side by side, at most four in a row."""
+    columns = min(count, 4)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(4.6 * columns, 3.7 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    drawn = [figure.add_subplot(rows, columns, i + 1) for i in range(count)]
+    for axes, title in zip(drawn, titles, strict=False):
+        axes.set_title(title, loc="left", fontsize=10)
+    for axes in drawn:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25, linewidth=0.6)
+    return figure, drawn
+
+
+def at_base(table: pd.DataFrame, varied: Iterable[str]) -> tuple[pd.DataFrame, str]:
+    """The rows that agree in all axes but these and the seed: in the commonest label, of several the first.
+
+    Returns:
+        The rows, and in words what they agree in.
+    """
+    chosen = []
+    for axis in AXES:
+        if axis not in varied and axis != SEED and table[axis].nunique() > 1:
+            label = table[axis].value_counts(sort=False).idxmax()
+            table = table[table[axis] == label]
+            chosen += [f"{axis} {label}"] if label else []
+    return table, ", ".join(chosen)
+
+
+def draw_lines(
+    axes: Axes,
+    table: pd.DataFrame,
+    *,
+    x: str,
+    y: str,
+    by: str,
+    order: Sequence[str],
+    ticks: Sequence[str] | None = None,
+) -> None:
+    """One line a label of ``by``: means of ``y`` over rows of the same ``x``, the shade from the least to the most.
+
+    Args:
+        axes: Where to.
+        table: One row a measurement.
+        x: Column; a number, or where ``ticks`` are given, a label.
+        y: Column.
+        by: Column.
+        order: Labels of ``by`` in the order of the legend.
+        ticks: Labels of x from left to right.
+    """
+    for number, label in enumerate(label for label in order if (table[by] == label).any()):
+        own = table[table[by] == label].dropna(subset=[y])
+        places = own[x].map(list(ticks).index) if ticks is not None else own[x].astype(float)
+        over = own[y].groupby(places).agg(["mean", "min", "max"])
+        color = COLORS[number % len(COLORS)]
+        few: dict[str, Any] = {"marker": MARKERS[number % len(MARKERS)], "markersize": 5} if len(over) < 30 else {}
+        axes.plot(over.index, over["mean"], color=color, label=label or None, **few)
+        axes.fill_between(over.index, over["min"], over["max"], color=color, alpha=0.18, linewidth=0)
+    if ticks is not None:
+        axes.set_xticks(range(len(ticks)), ticks)
+
+
+def percent(axes: Axes) -> None:
+    """The vertical axis in percent."""
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+
+
+def legend(axes: Axes, title: str) -> None:
+    """Where anything has a name."""
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(title=title.replace("_", " "), fontsize=8, title_fontsize=8, frameon=False)
+
+
+def named(figure: Figure, title: str, agreed: str = "") -> Figure:
+    """The figure with its title, and what all its runs agree in."""
+    figure.suptitle(title + (f"  ({agreed})" if agreed else ""), x=0.01, ha="left", fontsize=11, fontweight="bold")
+    return figure

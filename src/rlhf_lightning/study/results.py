@@ -1,0 +1,103 @@
+"""A study's results as tables, one row a measurement, with a column an axis."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import pandas as pd
+
+from rlhf_lightning.errors import RunFolderError
+from rlhf_lightning.runs import Run, load_run
+from rlhf_lightning.runs.tables import KL
+from rlhf_lightning.study.pieces import Piece
+from rlhf_lightning.study.state import Study
+
+ALGORITHM, SAMPLES, REWARD_MODEL, POLICY = "algorithm", "samples", "reward_model", "policy"
+SUPERVISION, PROMPTS, SOLUTIONS, SEED = "supervision", "prompts", "solutions", "seed"
+AXES = (ALGORITHM, SAMPLES, REWARD_MODEL, POLICY, SUPERVISION, PROMPTS, SOLUTIONS, SEED)
+"""Names of axes that the figures know; where a study has no axis of such a name, its column is empty."""
+
+ALL_TASKS = "all tasks"
+ACCURACY = "held_out/accuracy"
+PHASES = ("time/rollout", "time/score", "time/reference", "time/values", "time/update")
+"""What counts as training time; measurements on held-out prompts do not."""
+
+_TRAINING = {"reward": "reward/raw_mean", "kl": KL, "length": "response/length_mean", "accuracy": ACCURACY}
+
+
+@dataclass(frozen=True)
+class Results:
+    """What the finished pieces of a study say.
+
+    Attributes:
+        study: The study.
+    """
+
+    study: Study
+
+    @cached_property
+    def policies(self) -> pd.DataFrame:
+        """One row a trained policy and task: greedy held-out accuracy, ``start`` before and ``final`` after training.
+
+        With several tasks, :data:`ALL_TASKS` is their mean, each counting alike. ``gain`` is ``final − start``,
+        ``seconds`` the training time, ``prompts_seen`` the prompts that were drawn for it.
+        """
+        rows = [row for piece in self.study.with_role("policy") for row in self._of_policy(piece)]
+        return self._table(rows, ["task", "start", "final", "gain", "seconds", "prompts_seen"])
+
+    @cached_property
+    def training(self) -> pd.DataFrame:
+        """One row a policy and rollout: ``reward`` (raw), ``kl`` (nats a response), ``length``, ``accuracy``."""
+        parts = [self._of_training(piece) for piece in self.study.with_role("policy")]
+        columns = [*AXES, "piece", "rollout", "prompts_seen", *_TRAINING]
+        return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
+
+    @cached_property
+    def best_of_n(self) -> pd.DataFrame:
+        """One row a measured reward model, generator, scorer, aggregation and N, as ``best_of_n.csv`` has them."""
+        parts = []
+        for piece in self.study.with_role("best_of_n"):
+            file = self.study.folder / piece.result / "best_of_n.csv"
+            if not file.is_file():
+                raise RunFolderError(f"{piece.name} is finished, but {file} is gone. Remove its file in done/")
+            parts.append(pd.read_csv(file, keep_default_na=False).assign(**self._at(piece)))
+        columns = [*AXES, "piece", "generator", "scorer", "aggregation", "n", "accuracy", "low", "high"]
+        return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
+
+    def labels(self, axis: str) -> list[str]:
+        """Of an axis, in the study's order; one empty label where there is no such axis."""
+        return list(self.study.axes[axis].options) if axis in self.study.axes else [""]
+
+    def _of_policy(self, piece: Piece) -> list[dict[str, object]]:
+        metrics = load_run(self.study.folder / piece.result).metrics
+        tasks = {name.removeprefix(f"{ACCURACY}/"): name for name in metrics if name.startswith(f"{ACCURACY}/")}
+        if ACCURACY not in metrics:
+            raise RunFolderError(f"{piece.name} measured no {ACCURACY}: give its trainer the callback HeldOutEval")
+        overall = metrics[list(tasks.values())].mean(axis=1, skipna=False) if tasks else metrics[ACCURACY]
+        seconds = metrics[[name for name in PHASES if name in metrics]].sum().sum()
+        shared = {**self._at(piece), "seconds": seconds, "prompts_seen": metrics["prompts_seen"].max()}
+        series = {ALL_TASKS: overall, **{task: metrics[name] for task, name in tasks.items()}}
+        return [{**shared, "task": task, **_ends(values.dropna())} for task, values in series.items()]
+
+    def _of_training(self, piece: Piece) -> pd.DataFrame:
+        run: Run = load_run(self.study.folder / piece.result)
+        columns = {
+            name: run.metrics[column] if column in run.metrics else float("nan") for name, column in _TRAINING.items()
+        }
+        own = {"rollout": run.column("rollout"), "prompts_seen": run.column("prompts_seen"), **columns}
+        return pd.DataFrame(own).assign(**self._at(piece))
+
+    def _at(self, piece: Piece) -> dict[str, str]:
+        others: Mapping[str, str] = {axis: label for axis, label in piece.at.items() if axis not in AXES}
+        told = " ".join(f"{axis} {label}" for axis, label in others.items())
+        return {**{axis: piece.at.get(axis, "") for axis in AXES}, "piece": piece.name, "others": told}
+
+    def _table(self, rows: list[dict[str, object]], columns: list[str]) -> pd.DataFrame:
+        return pd.DataFrame(rows, columns=[*AXES, "piece", *columns])
+
+
+def _ends(values: pd.Series) -> dict[str, float]:
+    first, last = float(values.iloc[0]), float(values.iloc[-1])
+    return {"start": first, "final": last, "gain": last - first}

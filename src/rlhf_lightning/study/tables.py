@@ -1,0 +1,122 @@
+"""A study's tables: Table 1 of the paper, and what each way to spend more compute has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from rlhf_lightning.evaluation.curves import BASELINES
+from rlhf_lightning.functional.step_scores import STEP_AGGREGATIONS
+from rlhf_lightning.study.drawing import LackingError
+from rlhf_lightning.study.levers import steps_along, verdict
+from rlhf_lightning.study.paper import TABLE_1, TABLE_1_TASKS
+from rlhf_lightning.study.results import (
+    ALGORITHM,
+    ALL_TASKS,
+    AXES,
+    POLICY,
+    PROMPTS,
+    REWARD_MODEL,
+    SAMPLES,
+    SOLUTIONS,
+    SUPERVISION,
+    Results,
+)
+
+
+def table_1(results: Results) -> pd.DataFrame:
+    """Accuracy in percent, means over seeds: a row an algorithm, reward model and samples a prompt, a column a task.
+
+    Raises:
+        LackingError: If no policies differ in algorithm.
+    """
+    table = results.policies
+    table = table[table[ALGORITHM] != ""]
+    if table[ALGORITHM].nunique() < 2:
+        raise LackingError("no finished policies differ in algorithm: vary a part with role policy over it")
+    keys = [SAMPLES, ALGORITHM, REWARD_MODEL, POLICY]
+    orders = {axis: results.labels(axis) for axis in keys}
+    wide = (100 * table.pivot_table(index=keys, columns="task", values="final", sort=False)).reset_index()
+    both = wide.groupby([axis for axis in keys if axis != ALGORITHM])[ALGORITHM].transform("nunique") > 1
+    wide = wide[both].sort_values(keys, key=lambda column: column.map(_order(orders[str(column.name)])))
+    before = 100 * table.groupby("task")["start"].mean()
+    first = pd.DataFrame([{SAMPLES: "", ALGORITHM: "before training", REWARD_MODEL: "", POLICY: "", **before}])
+    return _without_empty(pd.concat([first, wide], ignore_index=True), keys)
+
+
+def paper_table_1() -> pd.DataFrame:
+    """The paper's own."""
+    return pd.DataFrame(
+        [
+            {SAMPLES: key[0], ALGORITHM: key[1], REWARD_MODEL: key[2], **dict(zip(TABLE_1_TASKS, values, strict=True))}
+            for key, values in TABLE_1.items()
+        ]
+    )
+
+
+def lever_table(results: Results) -> pd.DataFrame:
+    """What each step along each axis changes: for policies held-out accuracy, for reward models best-of-N accuracy."""
+    policies = results.policies[results.policies["task"] == ALL_TASKS]
+    measured = results.best_of_n
+    chosen = measured[~measured["scorer"].isin(BASELINES) & measured["aggregation"].isin(["", STEP_AGGREGATIONS[0]])]
+    chosen = chosen[chosen["n"] == chosen["n"].max()]
+    return pd.concat(
+        [
+            _steps(results, policies, (SAMPLES, REWARD_MODEL, POLICY, ALGORITHM), "final", "policy", "seconds"),
+            _steps(results, policies, (POLICY,), "gain", "gain of the policy", "seconds"),
+            _steps(results, chosen, (PROMPTS, SOLUTIONS, REWARD_MODEL, SUPERVISION), "accuracy", "best of N", None),
+        ],
+        ignore_index=True,
+    )
+
+
+def lever_text(levers: pd.DataFrame) -> str:
+    """The steps as a Markdown table, in points of accuracy."""
+    if levers.empty:
+        return "No two finished pieces differ in one axis alone, so nothing can be compared yet."
+    rows = [
+        {
+            "what is measured": step["measure"],
+            "more": f"{step['axis'].replace('_', ' ')} {step['less']} → {step['more']}",
+            "compute": "" if pd.isna(step["times_cost"]) else f"{step['times_cost']:.1f}×",
+            "points": f"{100 * step['difference']:+.1f}",
+            "95 %": "" if pd.isna(step["low"]) else f"{100 * step['low']:+.1f} to {100 * step['high']:+.1f}",
+            "pairs": step["pairs"],
+            "": verdict(step),
+        }
+        for _, step in levers.iterrows()
+    ]
+    return markdown(pd.DataFrame(rows))
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A table in Markdown; numbers that are not whole with one decimal."""
+    lines = [list(map(str, table.columns)), ["---"] * len(table.columns)]
+    lines += [[_cell(value) for value in row] for row in table.itertuples(index=False)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _steps(
+    results: Results, table: pd.DataFrame, axes: Sequence[str], value: str, measure: str, cost: str | None
+) -> pd.DataFrame:
+    others = [*AXES, *(name for name in ("generator",) if name in table)]
+    parts = [
+        steps_along(table, axis, results.labels(axis), value=value, others=[o for o in others if o != axis], cost=cost)
+        for axis in axes
+        if table[axis].nunique() > 1
+    ]
+    found = [part for part in parts if len(part)]
+    return pd.concat(found).assign(measure=measure) if found else pd.DataFrame()
+
+
+def _order(labels: Sequence[str]) -> dict[str, int]:
+    return {label: number for number, label in enumerate(["", *labels])}
+
+
+def _without_empty(table: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    return table.drop(columns=[key for key in keys if not table[key].astype(bool).any()])
+
+
+def _cell(value: object) -> str:
+    return f"{value:.1f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,78 @@
+"""Tables of a study that was written by hand."""
+
+import pytest
+from hand_made_study import make_study
+
+from rlhf_lightning.errors import RunFolderError
+from rlhf_lightning.study.results import ALL_TASKS, Results
+from rlhf_lightning.study.state import load_study
+
+
+def policy(table, piece, task=ALL_TASKS):
+    return table[(table["piece"] == piece) & (table["task"] == task)].iloc[0]
+
+
+def test_policies_begin_and_end_with_what_was_measured(tmp_path):
+    make_study(tmp_path)
+    table = Results(load_study(tmp_path)).policies
+    row = policy(table, "grid/algorithm-GRPO_samples-8_reward_model-small_seed-2")
+    assert (row["algorithm"], row["samples"], row["policy"], row["seed"]) == ("GRPO", "8", "", "2")
+    assert row["start"] == 0.3
+    assert row["final"] == pytest.approx(0.3 + 0.3 + 0.01 + 0.002)
+    assert row["gain"] == pytest.approx(row["final"] - 0.3)
+    assert row["prompts_seen"] == 256
+    assert row["seconds"] == 4 * 8 + 4  # rollouts and updates; measurements do not count
+    assert len(table) == 24 + 6
+
+
+def test_all_tasks_is_the_mean_of_the_tasks_not_of_their_prompts(tmp_path):
+    make_study(tmp_path, tasks=("easy", "hard", "third"))
+    table = Results(load_study(tmp_path)).policies
+    own = [policy(table, "sizes/policy-s_seed-1", task)["start"] for task in ("easy", "hard", "third", ALL_TASKS)]
+    assert own == pytest.approx([0.2, 0.4, 0.6, 0.4])
+
+
+def test_training_has_a_row_a_rollout(tmp_path):
+    make_study(tmp_path)
+    table = Results(load_study(tmp_path)).training
+    own = table[table["piece"] == "sizes/policy-l_seed-3"]
+    assert own["reward"].dropna().tolist() == [0, 1, 2, 3]
+    assert own["kl"].dropna().tolist() == [0, 0.5, 1, 1.5]
+    assert own["length"].iloc[3] == 9.5
+    assert own["accuracy"].notna().tolist() == [True, False, True, False, True]
+    assert set(own["policy"]) == {"l"}
+
+
+def test_curves_have_the_axes_of_their_piece(tmp_path):
+    make_study(tmp_path)
+    table = Results(load_study(tmp_path)).best_of_n
+    own = table[(table["piece"] == "by_data/prompts-20_solutions-2") & (table["n"] == 16)]
+    assert set(own["prompts"]) == {"20"}
+    assert own["accuracy"].tolist() == pytest.approx([0.44] * 4)
+    assert len(table) == 12 * (2 + 4 + 2)
+
+
+def test_only_finished_pieces_count(tmp_path):
+    study = make_study(tmp_path, parts=("sizes", "promised"))
+    (tmp_path / "done" / "sizes" / "policy-s_seed-1.json").unlink()
+    assert len(Results(load_study(tmp_path)).policies) == len(study.with_role("policy")) == 5
+
+
+def test_a_curve_that_is_gone_is_told(tmp_path):
+    make_study(tmp_path, parts=("promised",))
+    (tmp_path / "promised" / "reward_model-large" / "best_of_n.csv").unlink()
+    with pytest.raises(RunFolderError, match=r"promised/reward_model-large is finished, but .* is gone"):
+        _ = Results(load_study(tmp_path)).best_of_n
+
+
+def test_a_policy_that_was_not_measured_is_told(tmp_path):
+    make_study(tmp_path, parts=("sizes",))
+    file = tmp_path / "sizes" / "policy-l_seed-2" / "metrics.csv"
+    file.write_text("rollout,prompts_seen\n0,0\n")
+    with pytest.raises(RunFolderError, match="sizes/policy-l_seed-2 measured no held_out/accuracy"):
+        _ = Results(load_study(tmp_path)).policies
+
+
+def test_a_folder_without_a_study_is_told(tmp_path):
+    with pytest.raises(RunFolderError, match="holds no study"):
+        load_study(tmp_path)
