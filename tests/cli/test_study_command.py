@@ -197,3 +197,10 @@ def test_the_child_is_stopped_with_us(tmp_path, monkeypatch):
 def test_the_shipped_study_has_all_that_the_report_reads(rlhf):
     parts = yaml.safe_load(find_config("study/tiny.yaml").read_text())["parts"]
     assert {part.get("role") for part in parts.values()} == {None, "policy", "best_of_n"}
+
+
+@pytest.mark.parametrize("name", ["study/tiny.yaml", "study/paper.yaml"])
+def test_every_command_of_a_shipped_study_is_accepted(rlhf, name):
+    outcome = rlhf("study", "run", "--config", name, "--dry_run=true")
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.count("    rlhf ") == int(outcome.out.split("\n")[0].split()[1]) > 10

@@ -20,21 +20,19 @@ def steps(rows, **options):
 def test_pairs_differ_in_nothing_else():
     found = steps(
         [
-            ("1", "a", 1, 0.10, 2.0),
-            ("1", "a", 2, 0.20, 2.0),
-            ("1", "b", 1, 0.50, 4.0),
-            ("4", "a", 1, 0.16, 6.0),
-            ("4", "a", 2, 0.28, 8.0),
-            ("4", "b", 1, 0.54, 8.0),
-            ("4", "b", 2, 0.99, 9.0),  # has no partner
+            *(("1", "a", seed, 0.10, 2.0) for seed in (1, 2, 3)),
+            *(("1", "b", seed, 0.50, 4.0) for seed in (1, 2, 3)),
+            *(("4", "a", seed, 0.16, 6.0) for seed in (1, 2, 3)),
+            *(("4", "b", seed, 0.54, 8.0) for seed in (1, 2, 3)),
+            ("4", "b", 4, 0.99, 9.0),  # has no partner
         ]
     )
     assert len(found) == 1
     step = found.iloc[0]
-    assert (step["less"], step["more"], step["pairs"]) == ("1", "4", 3)
-    assert step["difference"] == pytest.approx((0.06 + 0.08 + 0.04) / 3)
-    assert step["times_cost"] == 3.0  # the median of 3, 4 and 2
-    assert 0.04 <= step["low"] < step["difference"] < step["high"] <= 0.08 + 1e-9
+    assert (step["less"], step["more"], step["pairs"]) == ("1", "4", 6)
+    assert step["difference"] == pytest.approx(0.05)
+    assert step["times_cost"] == 2.5  # the median of three times 3 and three times 2
+    assert 0.04 - 1e-9 <= step["low"] < step["difference"] < step["high"] <= 0.06 + 1e-9
     assert verdict(step) == "helps"
 
 
@@ -43,9 +41,9 @@ def test_labels_that_are_not_there_are_stepped_over():
     assert found[["less", "more"]].iloc[0].tolist() == ["1", "16"]
 
 
-def test_two_pairs_say_nothing_of_chance():
-    step = steps([(s, "a", seed, 0.1 * int(s), 1.0) for s in ("1", "4") for seed in (1, 2)]).iloc[0]
-    assert step["pairs"] == 2
+def test_five_pairs_say_nothing_of_chance():
+    step = steps([(s, "a", seed, 0.1 * int(s), 1.0) for s in ("1", "4") for seed in range(5)]).iloc[0]
+    assert step["pairs"] == 5
     assert math.isnan(step["low"])
     assert math.isnan(step["high"])
     assert verdict(step) == "too few runs to tell from chance"
@@ -53,7 +51,11 @@ def test_two_pairs_say_nothing_of_chance():
 
 @pytest.mark.parametrize(
     ("differences", "said"),
-    [((0.1, 0.2, 0.3), "helps"), ((-0.1, -0.2, -0.1), "hurts"), ((-0.1, 0.1, 0.2, -0.2), "no clear difference")],
+    [
+        ((0.1, 0.2, 0.3) * 2, "helps"),
+        ((-0.1, -0.2, -0.1) * 2, "hurts"),
+        ((-0.1, 0.1, 0.2, -0.2, 0.1, -0.1), "no clear difference"),
+    ],
 )
 def test_what_is_said(differences, said):
     rows = [row for i, d in enumerate(differences) for row in (("1", "a", i, 0.5, 1.0), ("4", "a", i, 0.5 + d, 1.0))]

@@ -76,6 +76,11 @@ def test_jobs_are_told_their_file():
     assert words("pool") == ["sample", "--out=here/pool/pool.jsonl", "--policy=here/sft/width-32"]
 
 
+def test_several_configurations_keep_their_order():
+    parts = {"sft": {"command": "fit", "over": ["width"], "options": {"a": 1, "config": ["x{width}.yaml", "y.yaml"]}}}
+    assert words("sft/width-32", parts)[1:3] == ["--config=x32.yaml", "--config=y.yaml"]
+
+
 def test_braces_of_other_kinds_are_left_alone():
     parts = {"pool": {"command": "sample", "options": {"sampler": "{name: in_process, stop: ['{', '{}']}"}}}
     assert words("pool", parts)[-1] == "--sampler={name: in_process, stop: ['{', '{}']}"

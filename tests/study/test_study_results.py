@@ -1,11 +1,13 @@
 """Tables of a study that was written by hand."""
 
 import pytest
-from hand_made_study import make_study
+from hand_made_study import make_study, write_metrics
 
 from rlhf_lightning.errors import RunFolderError
+from rlhf_lightning.study.drawing import at_base
 from rlhf_lightning.study.results import ALL_TASKS, Results
-from rlhf_lightning.study.state import load_study
+from rlhf_lightning.study.state import load_study, plan_study, save_study
+from rlhf_lightning.study.tables import lever_table
 
 
 def policy(table, piece, task=ALL_TASKS):
@@ -50,6 +52,23 @@ def test_curves_have_the_axes_of_their_piece(tmp_path):
     assert set(own["prompts"]) == {"20"}
     assert own["accuracy"].tolist() == pytest.approx([0.44] * 4)
     assert len(table) == 12 * (2 + 4 + 2)
+
+
+def test_what_differs_in_more_is_held_apart(tmp_path):
+    """One part over an axis that no figure knows: each label's runs are paired among themselves."""
+    axes, part = {"seed": [1, 2], "samples": [2, 8], "beta": [0.1, 0.2]}, {"command": "fit", "role": "policy"}
+    study = plan_study(tmp_path, axes, {"runs": {**part, "over": ["samples", "beta", "seed"]}})
+    save_study(study, axes, {"runs": {**part, "over": ["samples", "beta", "seed"]}})
+    for piece in study.pieces.values():
+        (tmp_path / piece.name).mkdir(parents=True)
+        write_metrics(tmp_path / piece.name, dict(piece.at), ())
+        study.finish(piece, "by hand", 1.0)
+    results = Results(load_study(tmp_path))
+    assert set(results.policies["others"]) == {"beta 0.1", "beta 0.2"}
+    step = lever_table(results).iloc[0]
+    assert (step["axis"], step["pairs"]) == ("samples", 4)
+    rows, told = at_base(results.policies, ["samples"])
+    assert (len(rows), told) == (4, "beta 0.1")
 
 
 def test_only_finished_pieces_count(tmp_path):

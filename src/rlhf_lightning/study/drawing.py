@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from rlhf_lightning.evaluation.figures import COLORS, MARKERS
-from rlhf_lightning.study.results import AXES, SEED
+from rlhf_lightning.study.results import AXES, OTHERS, SEED
 
 
 class LackingError(Exception):
@@ -20,8 +20,8 @@ class LackingError(Exception):
 
 
 def panels(count: int, titles: Sequence[str] = ()) -> tuple[Figure, list[Axes]]:
-    """A figure with panels side by side, at most four in a row."""
-    columns = min(count, 4)
+    """A figure with panels side by side, at most three in a row; four are a square."""
+    columns = 2 if count == 4 else min(count, 3)
     rows = -(-count // columns)
     figure = Figure(figsize=(4.6 * columns, 3.7 * rows), layout="constrained")
     FigureCanvasAgg(figure)
@@ -34,18 +34,25 @@ def panels(count: int, titles: Sequence[str] = ()) -> tuple[Figure, list[Axes]]:
     return figure, drawn
 
 
-def at_base(table: pd.DataFrame, varied: Iterable[str]) -> tuple[pd.DataFrame, str]:
-    """The rows that agree in all axes but these and the seed: in the commonest label, of several the first.
+def at_base(table: pd.DataFrame, varied: Sequence[str]) -> tuple[pd.DataFrame, str]:
+    """The rows that agree in all axes but these and the seed.
+
+    Where there is a choice, it is the label with the most combinations of what is varied, then with the most rows, then
+    the first.
 
     Returns:
         The rows, and in words what they agree in.
     """
     chosen = []
-    for axis in AXES:
+    for axis in (*AXES, *OTHERS):
         if axis not in varied and axis != SEED and table[axis].nunique() > 1:
-            label = table[axis].value_counts(sort=False).idxmax()
-            table = table[table[axis] == label]
-            chosen += [f"{axis} {label}"] if label else []
+            of_label = {str(label): rows for label, rows in table.groupby(axis, sort=False)}
+            label = max(
+                of_label, key=lambda label: (len(of_label[label][[*varied]].drop_duplicates()), len(of_label[label]))
+            )
+            table = of_label[label]
+            told = label if axis in OTHERS else f"{axis.replace('_', ' ')} {label}"
+            chosen += [told] if label else []
     return table, ", ".join(chosen)
 
 

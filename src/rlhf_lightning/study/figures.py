@@ -9,14 +9,23 @@ from matplotlib.figure import Figure
 from rlhf_lightning.evaluation.curves import BASELINES
 from rlhf_lightning.functional.step_scores import STEP_AGGREGATIONS
 from rlhf_lightning.study.drawing import LackingError, at_base, draw_lines, legend, named, panels, percent
-from rlhf_lightning.study.results import ALL_TASKS, POLICY, REWARD_MODEL, SAMPLES, Results
+from rlhf_lightning.study.results import (
+    ALL_TASKS,
+    POLICY,
+    PROMPTS,
+    REWARD_MODEL,
+    SAMPLES,
+    SOLUTIONS,
+    SUPERVISION,
+    Results,
+)
 
 ACCURACY_LABEL = "held-out accuracy, greedy"
 
 
 def figure_1_left(results: Results) -> Figure:
     """Accuracy against samples a prompt, a line a reward model, one SFT model."""
-    table, agreed = at_base(_varying(results, SAMPLES, ALL_TASKS), {SAMPLES, REWARD_MODEL})
+    table, agreed = at_base(_varying(results, SAMPLES, ALL_TASKS), [SAMPLES, REWARD_MODEL])
     figure, (axes,) = panels(1)
     _against_samples(results, axes, table)
     return named(figure, "More samples a prompt", agreed)
@@ -24,7 +33,7 @@ def figure_1_left(results: Results) -> Figure:
 
 def figure_1_middle(results: Results) -> Figure:
     """Gain by training against the policy's size, a line a reward model."""
-    table, agreed = at_base(_varying(results, POLICY, ALL_TASKS), {POLICY, REWARD_MODEL})
+    table, agreed = at_base(_varying(results, POLICY, ALL_TASKS), [POLICY, REWARD_MODEL])
     figure, (axes,) = panels(1)
     order, ticks = results.labels(REWARD_MODEL), results.labels(POLICY)
     draw_lines(axes, table, x=POLICY, y="gain", by=REWARD_MODEL, order=["", *order], ticks=ticks)
@@ -43,24 +52,26 @@ def figure_2(results: Results) -> Figure:
     figure, drawn = panels(len(tasks), tasks)
     agreed = ""
     for axes, task in zip(drawn, tasks, strict=True):
-        table, agreed = at_base(_varying(results, SAMPLES, task), {SAMPLES, REWARD_MODEL})
+        table, agreed = at_base(_varying(results, SAMPLES, task), [SAMPLES, REWARD_MODEL])
         _against_samples(results, axes, table)
     return named(figure, "More samples a prompt, by task", agreed)
 
 
 def figure_3(results: Results) -> Figure:
     """Best of N by reward models beside policies trained on as many samples a prompt."""
-    table, agreed = at_base(_varying(results, SAMPLES, ALL_TASKS), {SAMPLES, REWARD_MODEL})
+    table, agreed = at_base(_varying(results, SAMPLES, ALL_TASKS), [SAMPLES, REWARD_MODEL])
     measured = results.best_of_n
     chosen = measured[~measured["scorer"].isin(BASELINES) & measured["aggregation"].isin(["", STEP_AGGREGATIONS[0]])]
     if chosen.empty:
         raise LackingError("no reward model is measured: add a part with the command best-of-n")
-    chosen, _ = at_base(chosen, {REWARD_MODEL})
+    of_the_policies = chosen[(chosen[[SUPERVISION, PROMPTS, SOLUTIONS]] == "").all(axis=1)]
+    chosen, _ = at_base(chosen if of_the_policies.empty else of_the_policies, [REWARD_MODEL])
     figure, (best, trained) = panels(2, ["best of N by the reward model", "trained on N samples a prompt"])
     order = ["", *results.labels(REWARD_MODEL)]
     draw_lines(best, chosen, x="n", y="accuracy", by=REWARD_MODEL, order=order)
     _against_samples(results, trained, table)
     best.set_xscale("log", base=2)
+    best.xaxis.set_major_formatter("{x:.0f}")
     best.set(xlabel="N", ylabel="accuracy of the chosen sample")
     best.sharey(trained)
     percent(best)
@@ -76,7 +87,7 @@ def compute(results: Results) -> Figure:
         raise LackingError("no policies differ in samples, reward_model or policy")
     figure, drawn = panels(len(levers), [lever.replace("_", " ") for lever in levers])
     for axes, lever in zip(drawn, levers, strict=True):
-        own, agreed = at_base(table[table[lever] != ""], {lever})
+        own, agreed = at_base(table[table[lever] != ""], [lever])
         means = own.groupby(lever)[["seconds", "start", "final"]].mean().reindex(results.labels(lever)).dropna()
         axes.plot(means["seconds"], means["final"], marker="o", color="#1f5fa8", label="after training")
         axes.plot(means["seconds"], means["start"], marker=".", color="0.6", linestyle=":", label="before")

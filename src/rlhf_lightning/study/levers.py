@@ -10,8 +10,9 @@ import torch
 
 from rlhf_lightning.evaluation.bootstrap import bootstrap_interval
 
-FEWEST_PAIRS = 3
-"""Pairs of runs below which nothing is said about chance."""
+FEWEST_PAIRS = 6
+"""Pairs of runs below which nothing is said about chance: even if all point the same way, a two-sided sign-flip test of
+five pairs cannot come below 2/2⁵ = 6 %."""
 
 
 def steps_along(

@@ -108,7 +108,7 @@ def _drawn(piece: Piece, axes: Mapping[str, Axis], of_part: Mapping[str, Sequenc
         return f"{_STUDY}/{other.result}"
 
     filled = {key: _filled(value, stands_for) for key, value in options.items()}
-    config = [f"--config={filled.pop('config')}"] if "config" in filled else []
+    config = [f"--config={name}" for name in _listed(filled.pop("config", []))]
     own = [f"--{key}={_text(value)}" for key, value in filled.items()]
     return replace(piece, words=(part.command, *config, *_PLACE[part.command](piece), *own), needs=tuple(needs))
 
@@ -150,6 +150,10 @@ def _number(text: str) -> Any:
     except json.JSONDecodeError:
         return text
     return number if isinstance(number, int | float) else text
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _text(value: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,6 +17,9 @@ ALGORITHM, SAMPLES, REWARD_MODEL, POLICY = "algorithm", "samples", "reward_model
 SUPERVISION, PROMPTS, SOLUTIONS, SEED = "supervision", "prompts", "solutions", "seed"
 AXES = (ALGORITHM, SAMPLES, REWARD_MODEL, POLICY, SUPERVISION, PROMPTS, SOLUTIONS, SEED)
 """Names of axes that the figures know; where a study has no axis of such a name, its column is empty."""
+
+OTHERS = ("part", "others")
+"""Columns that hold apart what differs in more: the part, and the labels on axes of other names."""
 
 ALL_TASKS = "all tasks"
 ACCURACY = "held_out/accuracy"
@@ -51,7 +53,7 @@ class Results:
     def training(self) -> pd.DataFrame:
         """One row a policy and rollout: ``reward`` (raw), ``kl`` (nats a response), ``length``, ``accuracy``."""
         parts = [self._of_training(piece) for piece in self.study.with_role("policy")]
-        columns = [*AXES, "piece", "rollout", "prompts_seen", *_TRAINING]
+        columns = [*AXES, *OTHERS, "piece", "rollout", "prompts_seen", *_TRAINING]
         return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
 
     @cached_property
@@ -63,7 +65,7 @@ class Results:
             if not file.is_file():
                 raise RunFolderError(f"{piece.name} is finished, but {file} is gone. Remove its file in done/")
             parts.append(pd.read_csv(file, keep_default_na=False).assign(**self._at(piece)))
-        columns = [*AXES, "piece", "generator", "scorer", "aggregation", "n", "accuracy", "low", "high"]
+        columns = [*AXES, *OTHERS, "piece", "generator", "scorer", "aggregation", "n", "accuracy", "low", "high"]
         return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
 
     def labels(self, axis: str) -> list[str]:
@@ -90,12 +92,12 @@ class Results:
         return pd.DataFrame(own).assign(**self._at(piece))
 
     def _at(self, piece: Piece) -> dict[str, str]:
-        others: Mapping[str, str] = {axis: label for axis, label in piece.at.items() if axis not in AXES}
-        told = " ".join(f"{axis} {label}" for axis, label in others.items())
-        return {**{axis: piece.at.get(axis, "") for axis in AXES}, "piece": piece.name, "others": told}
+        others = " ".join(f"{axis} {label}" for axis, label in piece.at.items() if axis not in AXES)
+        known = {axis: piece.at.get(axis, "") for axis in AXES}
+        return {**known, "part": piece.part.name, "others": others, "piece": piece.name}
 
     def _table(self, rows: list[dict[str, object]], columns: list[str]) -> pd.DataFrame:
-        return pd.DataFrame(rows, columns=[*AXES, "piece", *columns])
+        return pd.DataFrame(rows, columns=[*AXES, *OTHERS, "piece", *columns])
 
 
 def _ends(values: pd.Series) -> dict[str, float]:

@@ -25,7 +25,7 @@ def data_table(results: Results) -> pd.DataFrame:
     table = table[(table[PROMPTS] != "") & (table[SOLUTIONS] != "")]
     if table[PROMPTS].nunique() < 2 or table[SOLUTIONS].nunique() < 2:
         raise LackingError("no measured reward models differ in both prompts and solutions")
-    table, _ = at_base(table, {PROMPTS, SOLUTIONS})
+    table, _ = at_base(table, [PROMPTS, SOLUTIONS])
     most = {axis: table[axis].astype(int).max() for axis in (PROMPTS, SOLUTIONS)}
     table = table.assign(size=table[PROMPTS].astype(int) * table[SOLUTIONS].astype(int))
     table = table[table["n"].isin([FEW, table["n"].max()])]
@@ -54,7 +54,7 @@ def figure_6_right(results: Results) -> Figure:
     table = table[table[SUPERVISION] != ""]
     if table[SUPERVISION].nunique() < 2:
         raise LackingError("no measured reward models differ in supervision")
-    table, agreed = at_base(table[table["n"] == table["n"].max()], {REWARD_MODEL, SUPERVISION})
+    table, agreed = at_base(table[table["n"] == table["n"].max()], [REWARD_MODEL, SUPERVISION])
     generators = list(table["generator"].unique())
     figure, drawn = panels(len(generators), generators)
     ticks = results.labels(REWARD_MODEL) if (table[REWARD_MODEL] != "").all() else [""]

@@ -43,6 +43,7 @@ class Part:
         command: One of :data:`COMMANDS`.
         over: Names of its axes.
         options: Of the command; ``{axis}`` and ``{part}`` in texts stand for a label and for another part's result.
+            ``config`` is one configuration or several.
         gives: What other parts take from its folder: a name in it, or the folder itself.
         role: What the report takes it for, if anything.
         without: Combinations that are left out: each gives labels, one or several, of some axes.

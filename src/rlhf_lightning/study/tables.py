@@ -8,13 +8,14 @@ import pandas as pd
 
 from rlhf_lightning.evaluation.curves import BASELINES
 from rlhf_lightning.functional.step_scores import STEP_AGGREGATIONS
-from rlhf_lightning.study.drawing import LackingError
+from rlhf_lightning.study.drawing import LackingError, at_base
 from rlhf_lightning.study.levers import steps_along, verdict
 from rlhf_lightning.study.paper import TABLE_1, TABLE_1_TASKS
 from rlhf_lightning.study.results import (
     ALGORITHM,
     ALL_TASKS,
     AXES,
+    OTHERS,
     POLICY,
     PROMPTS,
     REWARD_MODEL,
@@ -36,6 +37,7 @@ def table_1(results: Results) -> pd.DataFrame:
     if table[ALGORITHM].nunique() < 2:
         raise LackingError("no finished policies differ in algorithm: vary a part with role policy over it")
     keys = [SAMPLES, ALGORITHM, REWARD_MODEL, POLICY]
+    table, _ = at_base(table, keys)
     orders = {axis: results.labels(axis) for axis in keys}
     wide = (100 * table.pivot_table(index=keys, columns="task", values="final", sort=False)).reset_index()
     both = wide.groupby([axis for axis in keys if axis != ALGORITHM])[ALGORITHM].transform("nunique") > 1
@@ -100,7 +102,7 @@ def markdown(table: pd.DataFrame) -> str:
 def _steps(
     results: Results, table: pd.DataFrame, axes: Sequence[str], value: str, measure: str, cost: str | None
 ) -> pd.DataFrame:
-    others = [*AXES, *(name for name in ("generator",) if name in table)]
+    others = [*AXES, *OTHERS, *(name for name in ("generator",) if name in table)]
     parts = [
         steps_along(table, axis, results.labels(axis), value=value, others=[o for o in others if o != axis], cost=cost)
         for axis in axes

@@ -17,9 +17,9 @@ KL_LABEL = "KL to the SFT model, nats a response"
 def figure_4(results: Results) -> Figure:
     """Training reward by samples a prompt, and of each algorithm reward, KL against reward, and response length."""
     table = results.training
-    by_samples, agreed = at_base(_several(table, SAMPLES), {SAMPLES})
-    by_algorithm, agreed_too = at_base(_several(table, ALGORITHM), {ALGORITHM})
-    titles = [f"(a) {agreed}", f"(b) {agreed_too}", "(c)", "(d)"]
+    by_samples, agreed = at_base(_several(table, SAMPLES), [SAMPLES])
+    by_algorithm, agreed_too = at_base(_several(table, ALGORITHM), [ALGORITHM])
+    titles = [f"(a) {agreed}", *(f"({letter}) {agreed_too}" for letter in "bcd")]
     figure, (a, b, c, d) = panels(4, titles)
     _over_rollouts(a, by_samples, "reward", SAMPLES, results.labels(SAMPLES))
     _over_rollouts(b, by_algorithm, "reward", ALGORITHM, results.labels(ALGORITHM))
