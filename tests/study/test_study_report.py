@@ -103,14 +103,14 @@ def test_table_1(results):
 
 def test_levers(results):
     steps = lever_table(results).set_index(["measure", "axis", "more"])
-    samples = steps.loc["policy", "samples", "8"]
+    samples = steps.loc["accuracy", "samples", "8"]
     assert samples["difference"] == pytest.approx(0.2)
     assert samples["pairs"] == 12
     assert samples["times_cost"] == pytest.approx((4 * 8 + 4) / (4 * 2 + 4))
-    assert steps.loc["gain of the policy", "policy", "l"]["difference"] == pytest.approx(-0.1)
+    assert steps.loc["gain by training", "policy", "l"]["difference"] == pytest.approx(-0.1)
     assert steps.loc["best of N", "prompts", "20"]["difference"] == pytest.approx(0.04)
     text = lever_text(lever_table(results))
-    assert "| policy | samples 2 → 8 | 3.0× | +20.0 | +20.0 to +20.0 | 12 | helps |" in text
+    assert "| accuracy | samples 2 → 8 | 3.0× | +20.0 | +20.0 to +20.0 | 12 | helps |" in text
     assert "| reward model small → large | 1.0× | +0.0 |" in text
 
 

@@ -65,8 +65,8 @@ def lever_table(results: Results) -> pd.DataFrame:
     chosen = chosen[chosen["n"] == chosen["n"].max()]
     return pd.concat(
         [
-            _steps(results, policies, (SAMPLES, REWARD_MODEL, POLICY, ALGORITHM), "final", "policy", "seconds"),
-            _steps(results, policies, (POLICY,), "gain", "gain of the policy", "seconds"),
+            _steps(results, policies, (SAMPLES, REWARD_MODEL, POLICY, ALGORITHM), "final", "accuracy", "seconds"),
+            _steps(results, policies, (POLICY,), "gain", "gain by training", "seconds"),
             _steps(results, chosen, (PROMPTS, SOLUTIONS, REWARD_MODEL, SUPERVISION), "accuracy", "best of N", None),
         ],
         ignore_index=True,
