@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import subprocess
 import sys
+import threading
 
 import pytest
 import yaml
@@ -59,7 +61,7 @@ def commands(monkeypatch):
         return 0
 
     monkeypatch.setattr(studies, "_run", run)
-    monkeypatch.setattr(studies.StudyReport, "run", lambda self: None)
+    monkeypatch.setattr(studies.StudyReport, "run", lambda self: None)  # there is nothing to read
     run.made, run.codes = made, codes
     return run
 
@@ -82,7 +84,7 @@ def test_all_is_made_once(rlhf, study, commands, folder):
     assert outcome.code == 0, outcome.err
     assert names(commands) == ["pool/seed-1/pool.jsonl", "pool/seed-2/pool.jsonl", "curve/seed-1", "curve/seed-2"]
     assert commands.made[0][:3] == ["sample", "--config=tiny/sample.yaml", "--out=out/pool/seed-1/pool.jsonl"]
-    assert json.loads((folder / "out/done/pool/seed-1.json").read_text())["seconds"] >= 0
+    assert json.loads((folder / "out/state/pool/seed-1.json").read_text())["seconds"] >= 0
     assert (folder / "out/logs/pool/seed-1.txt").read_text().splitlines()[1:] == ["about sample"]
     assert rlhf(*words).code == 0
     assert len(commands.made) == 4
@@ -113,7 +115,8 @@ def test_an_interrupted_study_goes_on(rlhf, study, commands, folder):
     outcome = rlhf(*study())
     assert outcome.code == 130
     assert "stopped. Go on where it was with: rlhf study run --config mine.yaml" in outcome.err
-    assert sorted(path.name for path in (folder / "out/done").rglob("*.json")) == ["seed-1.json"]
+    states = [json.loads((folder / f"out/state/pool/seed-{seed}.json").read_text()) for seed in (1, 2)]
+    assert [bool(state["made"]) for state in states] == [True, False]
     commands.codes.clear()
     assert rlhf(*study()).code == 0
     assert names(commands)[2:] == ["pool/seed-2/pool.jsonl", "curve/seed-1", "curve/seed-2"]
@@ -133,9 +136,57 @@ def test_what_was_made_otherwise_is_not_taken(rlhf, study, commands):
     rlhf(*study())
     changed = {**STUDY["parts"], "pool": {**STUDY["parts"]["pool"], "options": {"config": "tiny/sample.yaml"}}}
     error = rlhf(*study(parts=changed)).error
-    assert error.startswith("pool/seed-1 was made with other options")
-    assert "remove out/pool/seed-1 and out/done/pool/seed-1.json" in error
+    assert error.startswith("pool/seed-1, pool/seed-2: begun or made with other options")
+    assert "remove out/pool/seed-1 and out/state/pool/seed-1.json" in error
     assert len(commands.made) == 4
+
+
+def test_what_was_begun_otherwise_does_not_go_on(rlhf, study, commands):
+    commands.codes["pool/seed-1"] = "stop"
+    rlhf(*study())
+    changed = {**STUDY["parts"], "pool": {**STUDY["parts"]["pool"], "options": {"config": "tiny/sample.yaml"}}}
+    assert rlhf(*study(parts=changed)).error.startswith("pool/seed-1: begun or made with other options")
+
+
+def test_what_was_made_from_a_result_that_is_gone_is_not_taken(rlhf, study, commands, folder):
+    rlhf(*study())
+    (folder / "out/state/pool/seed-1.json").unlink()
+    assert rlhf(*study()).error.startswith("curve/seed-1: begun or made with other options, configuration files or res")
+
+
+def test_a_narrower_call_keeps_the_study(rlhf, study, commands, folder):
+    rlhf(*study())
+    rlhf(*study(), "--axes.seed=[1]")
+    assert yaml.safe_load((folder / "out/study.yaml").read_text())["axes"] == {"seed": [1, 2]}
+
+
+def test_where_nothing_is_to_be_reported_no_report_is_asked_for(rlhf, study, commands, monkeypatch):
+    reported = []
+    monkeypatch.setattr(studies.StudyReport, "run", lambda self: reported.append(self.out))
+    assert rlhf(*study(), "--only=[pool/*]").code == 0
+    assert reported == []
+    assert rlhf(*study()).code == 0
+    assert len(reported) == 1
+
+
+def test_a_policy_must_be_measured(rlhf, study, commands):
+    trained = {"command": "fit", "role": "policy", "options": {"config": "tiny/ppo.yaml", "trainer.callbacks": []}}
+    assert "trained: has the role policy, but no callback HeldOutEval" in rlhf(*study(parts={"trained": trained})).error
+    assert commands.made == []
+
+
+def test_two_processes_do_not_make_one_piece(rlhf, study, commands, folder):
+    """The second waits until the first has let go, and then finds the piece made."""
+    log = folder / "out/logs/pool/seed-1.txt"
+    log.parent.mkdir(parents=True)
+    with log.open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        released = threading.Timer(0.5, lambda: fcntl.flock(held, fcntl.LOCK_UN))
+        released.start()
+        outcome = rlhf(*study(), "--only=[pool/seed-1]")
+        released.join()
+    assert outcome.code == 0
+    assert "waiting: another process makes pool/seed-1" in outcome.out
 
 
 def test_only_some(rlhf, study, commands):
@@ -148,6 +199,7 @@ def test_a_dry_run_shows_commands_that_can_be_run(rlhf, study, commands, folder)
     outcome = rlhf(*study(), "--dry_run=true")
     assert (outcome.code, commands.made) == (0, [])
     lines = outcome.out.splitlines()
+    assert rlhf(*study(), "--dry_run=true", "--only=[curve/*-2]").out.startswith("out: 2 pieces\npool/seed-2: to make")
     assert lines[:2] == ["out: 4 pieces", "pool/seed-1: to make"]
     assert lines[2].startswith("    rlhf sample --config=tiny/sample.yaml --out=out/pool/seed-1/pool.jsonl")
     assert not (folder / "out").exists()

@@ -58,7 +58,7 @@ def test_from_nothing_to_the_report(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(STUDY))
     assert main(["study", "run", "--config", "small.yaml", "--only=[grid/*PPO*]"]) == 0
-    assert sorted(path.name for path in (tmp_path / "small" / "done" / "grid").iterdir()) == [
+    assert sorted(path.name for path in (tmp_path / "small" / "state" / "grid").iterdir()) == [
         "algorithm-PPO_samples-2.json",
         "algorithm-PPO_samples-4.json",
     ]

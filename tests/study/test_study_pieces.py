@@ -3,7 +3,6 @@
 import pytest
 
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.study.pieces import fingerprints
 from rlhf_lightning.study.state import plan_study
 
 AXES = {
@@ -81,25 +80,40 @@ def test_several_configurations_keep_their_order():
     assert words("sft/width-32", parts)[1:3] == ["--config=x32.yaml", "--config=y.yaml"]
 
 
+def test_only_what_is_written_as_a_number_is_one():
+    axes = {"x": ["1e5", "NaN", "007", "2.5", "true"]}
+    study = plan_study("here", axes, {"a": {"command": "fit", "over": ["x"], "options": {"y": ["{x}", "é☺"]}}})
+    given = [piece.words[-1] for piece in study.pieces.values()]
+    assert given == [f'--y=[{x}, "é☺"]' for x in ('"1e5"', '"NaN"', "7", "2.5", '"true"')]
+
+
 def test_braces_of_other_kinds_are_left_alone():
     parts = {"pool": {"command": "sample", "options": {"sampler": "{name: in_process, stop: ['{', '{}']}"}}}
     assert words("pool", parts)[-1] == "--sampler={name: in_process, stop: ['{', '{}']}"
 
 
 def known(parts=PARTS, folder="here"):
-    return fingerprints(plan(parts, folder).pieces)
+    study = plan(parts, folder)
+    return {name: study.fingerprint(piece) for name, piece in study.pieces.items()}
 
 
 def test_a_moved_study_is_the_same():
     assert known(folder="here") == known(folder="/somewhere/else")
 
 
-def test_what_follows_from_a_change_is_another():
+def test_another_command_is_another():
     before = known()
     after = known({**PARTS, "sft": {**PARTS["sft"], "options": {"config": "tiny/sft.yaml", "text": "{width}"}}})
-    assert {name.split("/")[0] for name in before if before[name] != after[name]} == {"sft", "rm", "trained", "pool"}
-    after = known({**PARTS, "pool": {**PARTS["pool"], "gives": "other.jsonl"}})
-    assert [name for name in before if before[name] != after[name]] == ["pool"]
+    assert {name.split("/")[0] for name in before if before[name] != after[name]} == {"sft"}
+
+
+def test_another_result_makes_another(tmp_path):
+    study = plan(folder=tmp_path)
+    study.finish(study.pieces["sft/width-32"], 1.0)
+    before = {name: study.fingerprint(piece) for name, piece in study.pieces.items()}
+    study.finish(study.pieces["sft/width-32"], 1.0)
+    after = {name: study.fingerprint(piece) for name, piece in study.pieces.items()}
+    assert [name for name in before if before[name] != after[name]] == ["rm/reward_model-32", "pool"]
 
 
 def test_a_changed_configuration_makes_another(tmp_path, monkeypatch):

@@ -74,6 +74,7 @@ def test_best_of_n_beside_training(results):
 
 def test_the_frontier_is_a_line_a_run(results):
     _, _, frontier, _ = training_figures.figure_4(results).axes
+    assert len(frontier.lines) == 6
     assert all(line.get_xdata().tolist() == [0, 0.5, 1, 1.5] for line in frontier.lines)
     assert all(line.get_ydata().tolist() == [0, 1, 2, 3] for line in frontier.lines)
 
@@ -110,8 +111,9 @@ def test_levers(results):
     assert steps.loc["gain by training", "policy", "l"]["difference"] == pytest.approx(-0.1)
     assert steps.loc["best of N", "prompts", "20"]["difference"] == pytest.approx(0.04)
     text = lever_text(lever_table(results))
-    assert "| accuracy | samples 2 → 8 | 3.0× | +20.0 | +20.0 to +20.0 | 12 | helps |" in text
-    assert "| reward model small → large | 1.0× | +0.0 |" in text
+    assert "| accuracy | samples 2 → 8 |  | 3.0× | +20.0 | +20.0 to +20.0 | 12 | 0.000 | helps |" in text
+    assert "| reward model small → large |  | 1.0× | +0.0 |" in text
+    assert steps.loc["best of N", "prompts", "20"]["pairs"] == 2
 
 
 def test_what_is_missing_is_said(tmp_path):
@@ -120,7 +122,7 @@ def test_what_is_missing_is_said(tmp_path):
     text = (tmp_path / "report" / "report.md").read_text()
     assert text.count("Not drawn: ") == len(FIGURES)
     assert "Not drawn: no finished policies differ in samples: vary a part with role policy" in text
-    assert "Not drawn: no measured reward models differ in both prompts and solutions" in text
+    assert "Not drawn: no measured reward models differ in both prompts and solutions, as whole numbers" in text
     assert "Not made: no finished policies differ in algorithm" in text
     assert not list((tmp_path / "report").glob("*.png"))
 
@@ -130,14 +132,14 @@ def test_a_picture_that_is_lacking_now_is_taken_away(tmp_path):
     StudyReport(str(tmp_path)).run()
     assert (tmp_path / "report" / "figure_1_middle.png").is_file()
     for seed in (1, 2, 3):
-        (tmp_path / "done" / "sizes" / f"policy-l_seed-{seed}.json").unlink()
+        (tmp_path / "state" / "sizes" / f"policy-l_seed-{seed}.json").unlink()
     StudyReport(str(tmp_path)).run()
     assert not (tmp_path / "report" / "figure_1_middle.png").exists()
 
 
 def test_nothing_finished_is_told(tmp_path):
     make_study(tmp_path, parts=("sizes",))
-    for file in (tmp_path / "done").rglob("*.json"):
+    for file in (tmp_path / "state").rglob("*.json"):
         file.unlink()
     with pytest.raises(ConfigError, match="nothing to report yet"):
         StudyReport(str(tmp_path)).run()

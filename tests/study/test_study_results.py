@@ -50,7 +50,7 @@ def test_curves_have_the_axes_of_their_piece(tmp_path):
     table = Results(load_study(tmp_path)).best_of_n
     own = table[(table["piece"] == "by_data/prompts-20_solutions-2") & (table["n"] == 16)]
     assert set(own["prompts"]) == {"20"}
-    assert own["accuracy"].tolist() == pytest.approx([0.44] * 4)
+    assert own["accuracy"].tolist() == pytest.approx([0.44, 0.54, 0.64, 0.34])
     assert len(table) == 12 * (2 + 4 + 2)
 
 
@@ -62,19 +62,45 @@ def test_what_differs_in_more_is_held_apart(tmp_path):
     for piece in study.pieces.values():
         (tmp_path / piece.name).mkdir(parents=True)
         write_metrics(tmp_path / piece.name, dict(piece.at), ())
-        study.finish(piece, "by hand", 1.0)
+        study.finish(piece, 1.0)
     results = Results(load_study(tmp_path))
     assert set(results.policies["others"]) == {"beta 0.1", "beta 0.2"}
     step = lever_table(results).iloc[0]
     assert (step["axis"], step["pairs"]) == ("samples", 4)
     rows, told = at_base(results.policies, ["samples"])
     assert (len(rows), told) == (4, "beta 0.1")
+    assert step["held"] == ""
 
 
 def test_only_finished_pieces_count(tmp_path):
     study = make_study(tmp_path, parts=("sizes", "promised"))
-    (tmp_path / "done" / "sizes" / "policy-s_seed-1.json").unlink()
+    (tmp_path / "state" / "sizes" / "policy-s_seed-1.json").unlink()
     assert len(Results(load_study(tmp_path)).policies) == len(study.with_role("policy")) == 5
+
+
+def test_several_models_and_generators_in_one_piece_are_held_apart(tmp_path):
+    """Each is compared with itself: two supervisions, two generators, two models are four pairs, not sixteen."""
+    make_study(tmp_path, parts=("by_supervision",))
+    for number, label in enumerate(("outcome", "process")):
+        lines = ["generator,scorer,aggregation,n,accuracy,low,high,prompts,pool"]
+        for generator, shift in (("A", 0.0), ("B", 0.2)):
+            lines += [
+                f"{generator},{model},last,4,{0.1 * number + shift + own},0,1,8,4"
+                for model, own in (("s", 0), ("l", 0.4))
+            ]
+        (tmp_path / "by_supervision" / f"supervision-{label}" / "best_of_n.csv").write_text("\n".join(lines) + "\n")
+    step = lever_table(Results(load_study(tmp_path))).iloc[0]
+    assert (step["axis"], step["pairs"]) == ("supervision", 4)
+    assert (step["least"], step["most"]) == (pytest.approx(0.1), pytest.approx(0.1))
+
+
+def test_a_policy_may_give_a_part_of_its_folder(tmp_path):
+    parts = {"runs": {"command": "fit", "role": "policy", "over": ["seed"], "gives": "checkpoints/best.ckpt"}}
+    study = plan_study(tmp_path, {"seed": [1]}, parts)
+    (tmp_path / "runs" / "seed-1").mkdir(parents=True)
+    write_metrics(tmp_path / "runs" / "seed-1", {"seed": "1"}, ())
+    study.finish(study.pieces["runs/seed-1"], 1.0)
+    assert len(Results(study).policies) == 1
 
 
 def test_a_curve_that_is_gone_is_told(tmp_path):

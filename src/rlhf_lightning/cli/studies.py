@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import shlex
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -19,9 +20,9 @@ from rlhf_lightning.callbacks.report import is_finished
 from rlhf_lightning.cli.study_check import check_commands
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.registry import did_you_mean
-from rlhf_lightning.study.pieces import Piece, fingerprints
+from rlhf_lightning.study.pieces import Piece
 from rlhf_lightning.study.report import StudyReport
-from rlhf_lightning.study.state import plan_study, save_study, unfinished
+from rlhf_lightning.study.state import plan_study, save_study
 
 TAIL = 15
 """Last lines of a failed command's output that are shown."""
@@ -59,21 +60,23 @@ class StudyRun:
     ) -> None:
         self._given = axes, parts
         self.study, self.dry_run = plan_study(folder, axes, parts), dry_run
-        self.fingerprints = fingerprints(self.study.pieces)
         self.chosen = _chosen(list(self.study.pieces), only)
         self.console = Console()
 
     def run(self) -> int:
         """Makes what is missing; 1 if something failed."""
-        self.study.check(self.fingerprints)
-        open_pieces = unfinished(self.study, self.chosen)
+        self.study.check()
+        needed = self.study.needed(self.chosen)
+        open_pieces = [piece for piece in needed if not self.study.is_made(piece)]
         check_commands(open_pieces, self.study.folder)
         if self.dry_run:
-            self._say(self._overview())
+            self._say(self._overview(needed))
             return 0
         save_study(self.study, *self._given)
         failed = self._make(open_pieces)
-        StudyReport(str(self.study.folder)).run()
+        report = StudyReport(str(self.study.folder))
+        if report.has_something():
+            report.run()
         return 1 if failed else 0
 
     def _make(self, pieces: Sequence[Piece]) -> list[str]:
@@ -95,11 +98,15 @@ class StudyRun:
         log.parent.mkdir(parents=True, exist_ok=True)
         start = time.monotonic()
         with log.open("a", encoding="utf-8") as output:
+            self._lock(output, piece)
+            if self.study.is_made(piece):
+                return True
+            self.study.begin(piece)
             print("$ rlhf", shlex.join(command), file=output, flush=True)
             code = _run([sys.executable, "-m", "rlhf_lightning.cli", *command], output)
         seconds = time.monotonic() - start
         if code == 0 and _COMPLETE.get(piece.part.command, _always)(self.study.folder / piece.name):
-            self.study.finish(piece, self.fingerprints[piece.name], seconds)
+            self.study.finish(piece, seconds)
             self._say(f"made: {piece.name} in {seconds:.0f} s")
             return True
         last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:]
@@ -107,12 +114,19 @@ class StudyRun:
         self._say("\n".join([f"{how}; what it said is in {log}", *last]))
         return False
 
-    def _overview(self) -> str:
-        lines = [f"{self.study.folder}: {len(self.chosen)} pieces"]
-        for name in self.chosen:
-            piece = self.study.pieces[name]
-            state = "finished" if self.study.done(piece) else "begun" if self.study.log(piece).exists() else "to make"
-            lines += [f"{name}: {state}", f"    rlhf {shlex.join(piece.command(self.study.folder))}"]
+    def _lock(self, output: IO[str], piece: Piece) -> None:
+        """Until the file is closed, no other process makes the piece."""
+        try:
+            fcntl.flock(output, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._say(f"waiting: another process makes {piece.name}")
+            fcntl.flock(output, fcntl.LOCK_EX)
+
+    def _overview(self, pieces: Sequence[Piece]) -> str:
+        lines = [f"{self.study.folder}: {len(pieces)} pieces"]
+        for piece in pieces:
+            state = "finished" if self.study.is_made(piece) else "begun" if self.study.state(piece) else "to make"
+            lines += [f"{piece.name}: {state}", f"    rlhf {shlex.join(piece.command(self.study.folder))}"]
         return "\n".join(lines)
 
     def _say(self, text: str) -> None:

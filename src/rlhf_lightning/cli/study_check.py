@@ -25,14 +25,17 @@ def check_commands(pieces: Sequence[Piece], folder: Path) -> None:
         ConfigError: Naming the first piece that could not run, and why.
     """
     for piece in _covering(pieces):
+        printed = io.StringIO()
         try:
-            with redirect_stdout(io.StringIO()):
+            with redirect_stdout(printed):
                 run_words([*piece.command(folder), "--print_config"])
         except SystemExit as stop:
             if stop.code:
                 raise
         except RLHFError as error:
             raise ConfigError(f"{piece.name}: {error}") from error
+        if piece.part.role == "policy" and "HeldOutEval" not in printed.getvalue():
+            raise ConfigError(f"{piece.name}: has the role policy, but no callback HeldOutEval measures it")
 
 
 def _covering(pieces: Sequence[Piece]) -> Iterator[Piece]:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from rlhf_lightning.evaluation.figures import COLORS, MARKERS
-from rlhf_lightning.study.results import AXES, OTHERS, SEED
+from rlhf_lightning.study.results import AXES, MEASURED, OTHERS, SEED
 
 
 class LackingError(Exception):
@@ -38,20 +38,20 @@ def at_base(table: pd.DataFrame, varied: Sequence[str]) -> tuple[pd.DataFrame, s
     """The rows that agree in all axes but these and the seed.
 
     Where there is a choice, it is the label with the most combinations of what is varied, then with the most rows, then
-    the first.
+    the one in the middle.
 
     Returns:
         The rows, and in words what they agree in.
     """
     chosen = []
-    for axis in (*AXES, *OTHERS):
+    for axis in (axis for axis in (*AXES, *OTHERS, *MEASURED) if axis in table):
         if axis not in varied and axis != SEED and table[axis].nunique() > 1:
             of_label = {str(label): rows for label, rows in table.groupby(axis, sort=False)}
-            label = max(
-                of_label, key=lambda label: (len(of_label[label][[*varied]].drop_duplicates()), len(of_label[label]))
-            )
+            worth = {label: (len(rows[[*varied]].drop_duplicates()), len(rows)) for label, rows in of_label.items()}
+            best = [label for label in of_label if worth[label] == max(worth.values())]
+            label = best[(len(best) - 1) // 2]
             table = of_label[label]
-            told = label if axis in OTHERS else f"{axis.replace('_', ' ')} {label}"
+            told = label if axis in (*OTHERS, *MEASURED) else f"{axis.replace('_', ' ')} {label}"
             chosen += [told] if label else []
     return table, ", ".join(chosen)
 
@@ -77,9 +77,12 @@ def draw_lines(
         order: Labels of ``by`` in the order of the legend.
         ticks: Labels of x from left to right.
     """
-    for number, label in enumerate(label for label in order if (table[by] == label).any()):
+    ticks = None if ticks is None else [tick for tick in ticks if tick or (table[x] == tick).any()]
+    for number, label in enumerate(order):
         own = table[table[by] == label].dropna(subset=[y])
-        places = own[x].map(list(ticks).index) if ticks is not None else own[x].astype(float)
+        if own.empty:
+            continue
+        places = own[x].map(ticks.index) if ticks is not None else own[x].astype(float)
         over = own[y].groupby(places).agg(["mean", "min", "max"])
         color = COLORS[number % len(COLORS)]
         few: dict[str, Any] = {"marker": MARKERS[number % len(MARKERS)], "markersize": 5} if len(over) < 30 else {}

@@ -6,8 +6,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rlhf_lightning.evaluation.curves import BASELINES
-from rlhf_lightning.functional.step_scores import STEP_AGGREGATIONS
 from rlhf_lightning.study.drawing import LackingError, at_base, draw_lines, legend, named, panels, percent
 from rlhf_lightning.study.results import (
     ALL_TASKS,
@@ -36,7 +34,7 @@ def figure_1_middle(results: Results) -> Figure:
     table, agreed = at_base(_varying(results, POLICY, ALL_TASKS), [POLICY, REWARD_MODEL])
     figure, (axes,) = panels(1)
     order, ticks = results.labels(REWARD_MODEL), results.labels(POLICY)
-    draw_lines(axes, table, x=POLICY, y="gain", by=REWARD_MODEL, order=["", *order], ticks=ticks)
+    draw_lines(axes, table, x=POLICY, y="gain", by=REWARD_MODEL, order=order, ticks=ticks)
     axes.axhline(0, color="0.6", linewidth=0.8)
     axes.set(xlabel="policy", ylabel="gain in held-out accuracy")
     percent(axes)
@@ -60,14 +58,14 @@ def figure_2(results: Results) -> Figure:
 def figure_3(results: Results) -> Figure:
     """Best of N by reward models beside policies trained on as many samples a prompt."""
     table, agreed = at_base(_varying(results, SAMPLES, ALL_TASKS), [SAMPLES, REWARD_MODEL])
-    measured = results.best_of_n
-    chosen = measured[~measured["scorer"].isin(BASELINES) & measured["aggregation"].isin(["", STEP_AGGREGATIONS[0]])]
+    chosen = results.learned
     if chosen.empty:
         raise LackingError("no reward model is measured: add a part with the command best-of-n")
     of_the_policies = chosen[(chosen[[SUPERVISION, PROMPTS, SOLUTIONS]] == "").all(axis=1)]
-    chosen, _ = at_base(chosen if of_the_policies.empty else of_the_policies, [REWARD_MODEL])
-    figure, (best, trained) = panels(2, ["best of N by the reward model", "trained on N samples a prompt"])
-    order = ["", *results.labels(REWARD_MODEL)]
+    chosen, agreed_too = at_base(chosen if of_the_policies.empty else of_the_policies, [REWARD_MODEL])
+    titles = [f"best of N by the reward model, {agreed_too}", f"trained on N samples a prompt, {agreed}"]
+    figure, (best, trained) = panels(2, [title.removesuffix(", ") for title in titles])
+    order = results.labels(REWARD_MODEL)
     draw_lines(best, chosen, x="n", y="accuracy", by=REWARD_MODEL, order=order)
     _against_samples(results, trained, table)
     best.set_xscale("log", base=2)
@@ -76,13 +74,13 @@ def figure_3(results: Results) -> Figure:
     best.sharey(trained)
     percent(best)
     legend(best, REWARD_MODEL)
-    return named(figure, "What best-of-N promises, and what training keeps", agreed)
+    return named(figure, "What best-of-N promises, and what training keeps")
 
 
 def compute(results: Results) -> Figure:
     """Accuracy against training time, a line for each way to spend more of it."""
     table = results.policies[results.policies["task"] == ALL_TASKS]
-    levers = [axis for axis in (SAMPLES, REWARD_MODEL, POLICY) if table[axis].nunique() > 1]
+    levers = [axis for axis in (SAMPLES, REWARD_MODEL, POLICY) if table[table[axis] != ""][axis].nunique() > 1]
     if not levers:
         raise LackingError("no policies differ in samples, reward_model or policy")
     figure, drawn = panels(len(levers), [lever.replace("_", " ") for lever in levers])
@@ -110,7 +108,7 @@ def _varying(results: Results, axis: str, task: str) -> pd.DataFrame:
 
 
 def _against_samples(results: Results, axes: Axes, table: pd.DataFrame) -> None:
-    order, ticks = ["", *results.labels(REWARD_MODEL)], results.labels(SAMPLES)
+    order, ticks = results.labels(REWARD_MODEL), results.labels(SAMPLES)
     draw_lines(axes, table, x=SAMPLES, y="final", by=REWARD_MODEL, order=order, ticks=ticks)
     axes.axhline(table["start"].mean(), color="0.5", linestyle=":", label="before training")
     axes.set(xlabel="samples a prompt", ylabel=ACCURACY_LABEL)

@@ -69,20 +69,21 @@ def make_pieces(axes: Mapping[str, Axis], parts: Mapping[str, Part]) -> dict[str
     return made
 
 
-def fingerprints(pieces: Mapping[str, Piece]) -> dict[str, str]:
-    """By name, what changes with a piece's command, the configuration files it names, and the pieces it needs.
+def fingerprint(piece: Piece, ids: Sequence[str]) -> str:
+    """Changes with a piece's command, the configuration files it names, and the results that it takes.
+
+    Args:
+        piece: The piece.
+        ids: Of those results, in the order of ``piece.needs``.
 
     Raises:
         ConfigError: If there is no such configuration.
     """
-    known: dict[str, str] = {}
-    for piece in pieces.values():
-        digest = hashlib.sha256(json.dumps([piece.words, [known[name] for name in piece.needs]]).encode())
-        for word in piece.words:
-            if word.startswith("--config="):
-                digest.update(find_config(word.removeprefix("--config=")).read_bytes())
-        known[piece.name] = digest.hexdigest()[:16]
-    return known
+    digest = hashlib.sha256(json.dumps([piece.words, list(ids)]).encode())
+    for word in piece.words:
+        if word.startswith("--config="):
+            digest.update(find_config(word.removeprefix("--config=")).read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _combinations(part: Part, axes: Mapping[str, Axis]) -> Iterator[Piece]:
@@ -103,6 +104,10 @@ def _drawn(piece: Piece, axes: Mapping[str, Axis], of_part: Mapping[str, Sequenc
         name, others = found.groups()
         if name in piece.at and others is None:
             return piece.at[name]
+        if name in axes and others is None:
+            raise ConfigError(
+                f"parts.{part.name}.options: {{{name}}} is an axis that the part is not over: add it there"
+            )
         other = _referred(piece, name, others, of_part)
         needs[other.name] = None
         return f"{_STUDY}/{other.result}"
@@ -145,11 +150,9 @@ def _filled(value: Any, stands_for: Any) -> Any:
 
 def _number(text: str) -> Any:
     """A label alone stands for the number that it is, if it is one."""
-    try:
-        number = json.loads(text)
-    except json.JSONDecodeError:
-        return text
-    return number if isinstance(number, int | float) else text
+    if re.fullmatch(r"-?\d+", text):
+        return int(text)
+    return float(text) if re.fullmatch(r"-?\d+\.\d+", text) else text
 
 
 def _listed(value: Any) -> list[Any]:
@@ -157,7 +160,7 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)  # which YAML reads too
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)  # which YAML reads too
 
 
 def _run_folder(piece: Piece) -> list[str]:

@@ -13,7 +13,8 @@ from rlhf_lightning.study import figures, reward_figures, training_figures
 from rlhf_lightning.study.drawing import LackingError
 from rlhf_lightning.study.paper import FINDINGS
 from rlhf_lightning.study.results import Results
-from rlhf_lightning.study.state import REPORT_FOLDER, load_study
+from rlhf_lightning.study.spec import ROLES
+from rlhf_lightning.study.state import load_study, report_folder
 from rlhf_lightning.study.tables import lever_table, lever_text, markdown, paper_table_1, table_1
 
 FIGURES: dict[str, Callable[[Results], Figure]] = {
@@ -42,12 +43,16 @@ class StudyReport:
 
     def __init__(self, folder: str) -> None:
         self.study = load_study(folder)
-        self.out = self.study.folder / REPORT_FOLDER
+        self.out = report_folder(self.study)
+
+    def has_something(self) -> bool:
+        """Whether anything that the report reads is finished."""
+        return any(self.study.with_role(role) for role in ROLES)
 
     def run(self) -> None:
         """Writes the report."""
         results = Results(self.study)
-        if results.policies.empty and results.best_of_n.empty:
+        if not self.has_something():
             raise ConfigError(
                 f"{self.study.folder}: nothing to report yet: no part with role policy or best_of_n is finished"
             )

@@ -5,9 +5,7 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from rlhf_lightning.evaluation.curves import BASELINES
 from rlhf_lightning.evaluation.figures import plot_data_scaling
-from rlhf_lightning.functional.step_scores import STEP_AGGREGATIONS
 from rlhf_lightning.study.drawing import LackingError, at_base, draw_lines, legend, named, panels, percent
 from rlhf_lightning.study.results import PROMPTS, REWARD_MODEL, SOLUTIONS, SUPERVISION, Results
 
@@ -22,9 +20,9 @@ def data_table(results: Results) -> pd.DataFrame:
         LackingError: If no measured reward models differ in both.
     """
     table = _learned(results)
-    table = table[(table[PROMPTS] != "") & (table[SOLUTIONS] != "")]
+    table = table[table[PROMPTS].str.isdigit() & table[SOLUTIONS].str.isdigit()]
     if table[PROMPTS].nunique() < 2 or table[SOLUTIONS].nunique() < 2:
-        raise LackingError("no measured reward models differ in both prompts and solutions")
+        raise LackingError("no measured reward models differ in both prompts and solutions, as whole numbers")
     table, _ = at_base(table, [PROMPTS, SOLUTIONS])
     most = {axis: table[axis].astype(int).max() for axis in (PROMPTS, SOLUTIONS)}
     table = table.assign(size=table[PROMPTS].astype(int) * table[SOLUTIONS].astype(int))
@@ -54,10 +52,10 @@ def figure_6_right(results: Results) -> Figure:
     table = table[table[SUPERVISION] != ""]
     if table[SUPERVISION].nunique() < 2:
         raise LackingError("no measured reward models differ in supervision")
-    table, agreed = at_base(table[table["n"] == table["n"].max()], [REWARD_MODEL, SUPERVISION])
+    table, agreed = at_base(table[table["n"] == table["n"].max()], [REWARD_MODEL, SUPERVISION, "generator"])
     generators = list(table["generator"].unique())
     figure, drawn = panels(len(generators), generators)
-    ticks = results.labels(REWARD_MODEL) if (table[REWARD_MODEL] != "").all() else [""]
+    ticks = results.labels(REWARD_MODEL)
     for axes, generator in zip(drawn, generators, strict=True):
         own = table[table["generator"] == generator]
         order = results.labels(SUPERVISION)
@@ -69,9 +67,6 @@ def figure_6_right(results: Results) -> Figure:
 
 
 def _learned(results: Results) -> pd.DataFrame:
-    """What reward models chose by the last step's score, as the paper has it."""
-    table = results.best_of_n
-    table = table[~table["scorer"].isin(BASELINES) & table["aggregation"].isin(["", STEP_AGGREGATIONS[0]])]
-    if table.empty:
+    if results.learned.empty:
         raise LackingError("no reward model is measured: add a part with the command best-of-n")
-    return table
+    return results.learned

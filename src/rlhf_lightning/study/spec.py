@@ -13,8 +13,11 @@ from rlhf_lightning.registry import check_choice, did_you_mean
 COMMANDS = ("fit", "sample", "label-steps", "best-of-n")
 """Commands that a part can be: those that go on where they were stopped."""
 
-ROLES = ("policy", "best_of_n")
-"""What the report reads: trained policies, and measurements of reward models."""
+ROLES = {"policy": "fit", "best_of_n": "best-of-n"}
+"""What the report reads, trained policies and measurements of reward models, and the commands that give them."""
+
+STATE_FOLDER, LOGS_FOLDER, REPORT_FOLDER = "state", "logs", "report"
+"""Folders of the study's own, beside those of its parts."""
 
 _LABEL = re.compile(r"[A-Za-z0-9.+]+(-[A-Za-z0-9.+]+)*")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -82,6 +85,8 @@ def read_parts(given: Mapping[str, Any], axes: Mapping[str, Axis]) -> dict[str, 
     for name in given:
         if name in axes:
             raise ConfigError(f"parts.{name}: is the name of an axis too, so {{{name}}} would be both")
+        if name in (STATE_FOLDER, LOGS_FOLDER, REPORT_FOLDER):
+            raise ConfigError(f"parts.{name}: is the name of a folder of the study's own")
     parts = {name: _part(_named(name, "parts"), value, axes) for name, value in given.items()}
     for axis in axes.values():
         over = [part.name for part in parts.values() if axis.name in part.over]
@@ -131,6 +136,7 @@ def _part(name: str, given: Any, axes: Mapping[str, Axis]) -> Part:
     role = given.get("role")
     if role is not None:
         check_choice(role, ROLES, f"{where}.role")
+        check_choice(given["command"], [ROLES[role]], f"{where}.command, with role {role}")
     return Part(
         name,
         given["command"],

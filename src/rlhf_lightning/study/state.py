@@ -1,35 +1,36 @@
-"""What a study has done: one small file a finished piece, below ``<study>/done``."""
+"""What a study has made: one small file a piece, below ``<study>/state``."""
 
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import yaml
 
+from rlhf_lightning.callbacks.files import write_whole
 from rlhf_lightning.errors import ConfigError, RunFolderError
-from rlhf_lightning.study.pieces import Piece, make_pieces
-from rlhf_lightning.study.spec import Axis, read_axes, read_parts
+from rlhf_lightning.study.pieces import Piece, fingerprint, make_pieces
+from rlhf_lightning.study.spec import LOGS_FOLDER, REPORT_FOLDER, STATE_FOLDER, Axis, read_axes, read_parts
 
 STUDY_FILE = "study.yaml"
-DONE_FOLDER = "done"
-LOGS_FOLDER = "logs"
-REPORT_FOLDER = "report"
 
 
 @dataclass(frozen=True)
-class Done:
-    """A piece that was made.
+class State:
+    """What is known of a piece that was begun.
 
     Attributes:
-        fingerprint: The piece's, when it was.
+        fingerprint: The piece's, when it was begun.
+        made: Tells this result from another one of the same command; empty until it is finished.
         seconds: What the attempt took that finished it.
     """
 
     fingerprint: str
-    seconds: float
+    made: str = ""
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -46,33 +47,48 @@ class Study:
     axes: Mapping[str, Axis]
     pieces: Mapping[str, Piece]
 
-    def done(self, piece: Piece) -> Done | None:
-        """How a piece was finished, if it is."""
-        file = self._file(piece, DONE_FOLDER, ".json")
-        return Done(**json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+    def state(self, piece: Piece) -> State | None:
+        """That of a piece, if it was begun."""
+        file = self._file(piece, STATE_FOLDER, ".json")
+        return State(**json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
 
-    def check(self, fingerprints: Mapping[str, str]) -> None:
-        """Looks whether what is finished is what would be made now.
+    def is_made(self, piece: Piece) -> bool:
+        """Whether it is finished."""
+        return bool(self._made(piece))
+
+    def check(self) -> None:
+        """Looks whether what is begun or finished is what would be made now.
 
         Raises:
-            ConfigError: If it is not, naming the first such piece.
+            ConfigError: If some is not, with its names.
         """
-        for piece in self.pieces.values():
-            done = self.done(piece)
-            if done is not None and done.fingerprint != fingerprints[piece.name]:
-                raise ConfigError(
-                    f"{piece.name} was made with other options, configuration files or results than it would be now. "
-                    "Keep it: choose another folder. Make it anew: remove "
-                    f"{self.folder / piece.name} and {self._file(piece, DONE_FOLDER, '.json')}"
-                )
+        changed = [
+            piece.name
+            for piece in self.pieces.values()
+            if (state := self.state(piece)) is not None and state.fingerprint != self.fingerprint(piece)
+        ]
+        if changed:
+            raise ConfigError(
+                f"{', '.join(changed)}: begun or made with other options, configuration files or results than it would "
+                f"be now. Keep it: choose another folder. Make it anew: remove {self.folder / changed[0]} and "
+                f"{self._file(self.pieces[changed[0]], STATE_FOLDER, '.json')}, and so on"
+            )
 
-    def finish(self, piece: Piece, fingerprint: str, seconds: float) -> None:
+    def fingerprint(self, piece: Piece) -> str:
+        """That of a piece, with the results there are now.
+
+        Raises:
+            ConfigError: If it names a configuration that is not there.
+        """
+        return fingerprint(piece, [self._made(self.pieces[name]) for name in piece.needs])
+
+    def begin(self, piece: Piece) -> None:
+        """Writes down how a piece is made."""
+        self._write(piece, State(self.fingerprint(piece)))
+
+    def finish(self, piece: Piece, seconds: float) -> None:
         """Writes down that a piece is made."""
-        file = self._file(piece, DONE_FOLDER, ".json")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        aside = file.with_suffix(".partial")
-        aside.write_text(json.dumps(asdict(Done(fingerprint, seconds))), encoding="utf-8")
-        aside.replace(file)
+        self._write(piece, State(self.fingerprint(piece), uuid.uuid4().hex, seconds))
 
     def log(self, piece: Piece) -> Path:
         """What the piece's command said."""
@@ -80,7 +96,25 @@ class Study:
 
     def with_role(self, role: str) -> list[Piece]:
         """The finished pieces that the report takes for this."""
-        return [piece for piece in self.pieces.values() if piece.part.role == role and self.done(piece) is not None]
+        return [piece for piece in self.pieces.values() if piece.part.role == role and self.is_made(piece)]
+
+    def needed(self, names: Iterable[str]) -> list[Piece]:
+        """The pieces of these names and all that they need, in the order of making."""
+        wanted, found = set(names), list[Piece]()
+        for piece in reversed(list(self.pieces.values())):
+            if piece.name in wanted:
+                wanted.update(piece.needs)
+                found.append(piece)
+        return found[::-1]
+
+    def _made(self, piece: Piece) -> str:
+        state = self.state(piece)
+        return state.made if state else ""
+
+    def _write(self, piece: Piece, state: State) -> None:
+        file = self._file(piece, STATE_FOLDER, ".json")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, json.dumps(asdict(state)))
 
     def _file(self, piece: Piece, folder: str, suffix: str) -> Path:
         return self.folder / folder / f"{piece.name}{suffix}"
@@ -97,10 +131,12 @@ def plan_study(folder: str | Path, axes: Mapping[str, object], parts: Mapping[st
 
 
 def save_study(study: Study, axes: Mapping[str, object], parts: Mapping[str, object]) -> None:
-    """Writes the study's configuration into its folder."""
+    """Writes the study's configuration into its folder, unless the one that is there says all of it and more."""
     study.folder.mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump({"axes": dict(axes), "parts": dict(parts)}, sort_keys=False, allow_unicode=True)
-    (study.folder / STUDY_FILE).write_text(text, encoding="utf-8")
+    file = study.folder / STUDY_FILE
+    if file.is_file() and set(study.pieces) < set(load_study(study.folder).pieces):
+        return
+    write_whole(file, yaml.safe_dump({"axes": dict(axes), "parts": dict(parts)}, sort_keys=False, allow_unicode=True))
 
 
 def load_study(folder: str | Path) -> Study:
@@ -116,11 +152,6 @@ def load_study(folder: str | Path) -> Study:
     return plan_study(folder, given["axes"], given["parts"])
 
 
-def unfinished(study: Study, names: Iterable[str]) -> list[Piece]:
-    """The pieces of these names that are not made, and what they need that is not, in the order of making."""
-    wanted, open_ = set(names), list[Piece]()
-    for piece in reversed(list(study.pieces.values())):
-        if piece.name in wanted and study.done(piece) is None:
-            wanted.update(piece.needs)
-            open_.append(piece)
-    return open_[::-1]
+def report_folder(study: Study) -> Path:
+    """Where the report is written."""
+    return study.folder / REPORT_FOLDER

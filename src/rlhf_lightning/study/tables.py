@@ -6,8 +6,6 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from rlhf_lightning.evaluation.curves import BASELINES
-from rlhf_lightning.functional.step_scores import STEP_AGGREGATIONS
 from rlhf_lightning.study.drawing import LackingError, at_base
 from rlhf_lightning.study.levers import steps_along, verdict
 from rlhf_lightning.study.paper import TABLE_1, TABLE_1_TASKS
@@ -15,6 +13,7 @@ from rlhf_lightning.study.results import (
     ALGORITHM,
     ALL_TASKS,
     AXES,
+    MEASURED,
     OTHERS,
     POLICY,
     PROMPTS,
@@ -38,12 +37,14 @@ def table_1(results: Results) -> pd.DataFrame:
         raise LackingError("no finished policies differ in algorithm: vary a part with role policy over it")
     keys = [SAMPLES, ALGORITHM, REWARD_MODEL, POLICY]
     table, _ = at_base(table, keys)
-    orders = {axis: results.labels(axis) for axis in keys}
+    orders = {axis: {label: number for number, label in enumerate(results.labels(axis))} for axis in keys}
     wide = (100 * table.pivot_table(index=keys, columns="task", values="final", sort=False)).reset_index()
     both = wide.groupby([axis for axis in keys if axis != ALGORITHM])[ALGORITHM].transform("nunique") > 1
-    wide = wide[both].sort_values(keys, key=lambda column: column.map(_order(orders[str(column.name)])))
-    before = 100 * table.groupby("task")["start"].mean()
-    first = pd.DataFrame([{SAMPLES: "", ALGORITHM: "before training", REWARD_MODEL: "", POLICY: "", **before}])
+    wide = wide[both].sort_values(keys, key=lambda column: column.map(orders[str(column.name)]))
+    if wide.empty:
+        raise LackingError("no two finished policies differ in algorithm alone")
+    before = (100 * table.pivot_table(index=POLICY, columns="task", values="start")).reset_index()
+    first = before.assign(**{SAMPLES: "", ALGORITHM: "before training", REWARD_MODEL: ""})[wide.columns]
     return _without_empty(pd.concat([first, wide], ignore_index=True), keys)
 
 
@@ -60,9 +61,8 @@ def paper_table_1() -> pd.DataFrame:
 def lever_table(results: Results) -> pd.DataFrame:
     """What each step along each axis changes: for policies held-out accuracy, for reward models best-of-N accuracy."""
     policies = results.policies[results.policies["task"] == ALL_TASKS]
-    measured = results.best_of_n
-    chosen = measured[~measured["scorer"].isin(BASELINES) & measured["aggregation"].isin(["", STEP_AGGREGATIONS[0]])]
-    chosen = chosen[chosen["n"] == chosen["n"].max()]
+    learned = results.learned
+    chosen = learned[learned["n"] == learned.groupby("piece")["n"].transform("max")]
     return pd.concat(
         [
             _steps(results, policies, (SAMPLES, REWARD_MODEL, POLICY, ALGORITHM), "final", "accuracy", "seconds"),
@@ -80,16 +80,27 @@ def lever_text(levers: pd.DataFrame) -> str:
     rows = [
         {
             "what is measured": step["measure"],
-            "more": f"{step['axis'].replace('_', ' ')} {step['less']} → {step['more']}",
-            "compute": "" if pd.isna(step["times_cost"]) else f"{step['times_cost']:.1f}×",
+            "more": f"{step['axis'].replace('_', ' ')} {step['less']} → {step['more']}" + " *" * bool(step["also"]),
+            "held at": step["held"],
+            "its time": "" if pd.isna(step["times_cost"]) else f"{step['times_cost']:.1f}×",
             "points": f"{100 * step['difference']:+.1f}",
-            "95 %": "" if pd.isna(step["low"]) else f"{100 * step['low']:+.1f} to {100 * step['high']:+.1f}",
+            "least to most": f"{100 * step['least']:+.1f} to {100 * step['most']:+.1f}",
             "pairs": step["pairs"],
+            "p": "" if pd.isna(step["p"]) else f"{step['p']:.3f}",
             "": verdict(step),
         }
         for _, step in levers.iterrows()
     ]
-    return markdown(pd.DataFrame(rows))
+    return f"{markdown(pd.DataFrame(rows))}\n\n{_reading(int(levers['p'].notna().sum()))}"
+
+
+def _reading(tests: int) -> str:
+    return (
+        "Means over pairs of runs that differ in nothing else. p: how often a mean as far from 0 would come about if "
+        f"each pair's difference had either sign with equal chance; of {tests} such tests about {tests / 20:.1f} come "
+        "below 0.05 by chance. Runs that share a reward model share its luck: this is about these reward models. Time "
+        "is that of the policy's own run. * the labels stand for other options too."
+    )
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -102,18 +113,17 @@ def markdown(table: pd.DataFrame) -> str:
 def _steps(
     results: Results, table: pd.DataFrame, axes: Sequence[str], value: str, measure: str, cost: str | None
 ) -> pd.DataFrame:
-    others = [*AXES, *OTHERS, *(name for name in ("generator",) if name in table)]
-    parts = [
-        steps_along(table, axis, results.labels(axis), value=value, others=[o for o in others if o != axis], cost=cost)
-        for axis in axes
-        if table[axis].nunique() > 1
-    ]
-    found = [part for part in parts if len(part)]
-    return pd.concat(found).assign(measure=measure) if found else pd.DataFrame()
-
-
-def _order(labels: Sequence[str]) -> dict[str, int]:
-    return {label: number for number, label in enumerate(["", *labels])}
+    others = [*AXES, *OTHERS, *(name for name in MEASURED if name in table)]
+    found = []
+    for axis in axes:
+        labels = results.labels(axis)[1:]
+        steps = steps_along(table, axis, labels, value=value, others=[o for o in others if o != axis], cost=cost)
+        if len(steps):
+            alone = [results.adds_options(axis, label) for label in labels]
+            adds = dict(zip(labels, alone, strict=True))
+            also = [adds[less] != adds[more] for less, more in zip(steps["less"], steps["more"], strict=True)]
+            found.append(steps.assign(measure=measure, also=also))
+    return pd.concat(found) if found else pd.DataFrame()
 
 
 def _without_empty(table: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:

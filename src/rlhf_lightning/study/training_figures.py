@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from rlhf_lightning.evaluation.figures import COLORS
 from rlhf_lightning.study.drawing import LackingError, at_base, draw_lines, legend, named, panels, percent
-from rlhf_lightning.study.results import ALGORITHM, SAMPLES, Results
+from rlhf_lightning.study.results import ALGORITHM, REWARD_MODEL, SAMPLES, Results
 
 REWARD_LABEL = "reward, before transforms"
 KL_LABEL = "KL to the SFT model, nats a response"
@@ -32,16 +32,16 @@ def figure_4(results: Results) -> Figure:
 
 
 def figure_5(results: Results) -> Figure:
-    """Held-out accuracy and reward against prompts seen, over all runs: whether more prompts go on helping."""
-    table = results.training.assign(run="mean of all runs")
-    if table["accuracy"].notna().sum() < 3:
+    """Held-out accuracy and reward against prompts seen, over all runs, a line a reward model."""
+    table = results.training
+    if table.empty or table.groupby("piece")["accuracy"].count().max() < 3:
         raise LackingError("accuracy is measured too seldom: give HeldOutEval a smaller `every`")
     figure, (accuracy, reward) = panels(2, ["held-out accuracy", REWARD_LABEL])
     for axes, column in ((accuracy, "accuracy"), (reward, "reward")):
-        draw_lines(axes, table, x="prompts_seen", y=column, by="run", order=["mean of all runs"])
+        draw_lines(axes, table, x="prompts_seen", y=column, by=REWARD_MODEL, order=results.labels(REWARD_MODEL))
         axes.set(xlabel="prompts seen", ylabel=axes.get_title(loc="left"))
     percent(accuracy)
-    legend(accuracy, f"{table['piece'].nunique()} runs, from the least to the most")
+    legend(accuracy, f"{table['piece'].nunique()} runs, reward model")
     return named(figure, "More prompts")
 
 
@@ -61,10 +61,13 @@ def _over_rollouts(axes: Axes, table: pd.DataFrame, column: str, by: str, order:
 def _frontier(axes: Axes, table: pd.DataFrame, order: list[str]) -> None:
     """A line a run: what reward it has bought with how much KL."""
     table = table.dropna(subset=["kl", "reward"])
-    for number, label in enumerate(label for label in order if (table[ALGORITHM] == label).any()):
+    for number, label in enumerate(order):
         color = COLORS[number % len(COLORS)]
-        for _, run in table[table[ALGORITHM] == label].groupby("piece"):
-            axes.plot(run["kl"], run["reward"], color=color, linewidth=0.8, marker=".", markersize=4)
-        axes.lines[-1].set_label(label)
+        drawn = [
+            axes.plot(run["kl"], run["reward"], color=color, linewidth=0.8, marker=".", markersize=4)[0]
+            for _, run in table[table[ALGORITHM] == label].groupby("piece")
+        ]
+        if drawn:
+            drawn[0].set_label(label)
     axes.set(xlabel=KL_LABEL, ylabel=REWARD_LABEL)
     legend(axes, ALGORITHM)
