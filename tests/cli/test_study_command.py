@@ -141,11 +141,20 @@ def test_what_was_made_otherwise_is_not_taken(rlhf, study, commands):
     assert len(commands.made) == 4
 
 
-def test_what_was_begun_otherwise_does_not_go_on(rlhf, study, commands):
-    commands.codes["pool/seed-1"] = "stop"
-    rlhf(*study())
-    changed = {**STUDY["parts"], "pool": {**STUDY["parts"]["pool"], "options": {"config": "tiny/sample.yaml"}}}
-    assert rlhf(*study(parts=changed)).error.startswith("pool/seed-1: begun or made with other options")
+def test_what_was_begun_otherwise_does_not_go_on(rlhf, study, commands, folder):
+    """A command that failed before it had anything to go on from may be mended; another would mix two runs."""
+
+    options = {"config": "tiny/sft.yaml", "trainer.max_epochs": 3}
+    mended = {**options, "trainer.max_epochs": 4}
+    commands.codes["sft"] = 1
+    for given in (options, mended):
+        outcome = rlhf(*study(axes={}, parts={"sft": {"command": "fit", "options": given}}))
+        assert outcome.code == 1, outcome.err
+    (folder / "out/sft/checkpoints").mkdir(parents=True)
+    (folder / "out/sft/checkpoints/last.ckpt").touch()
+    words = study(axes={}, parts={"sft": {"command": "fit", "options": options}})
+    assert rlhf(*words).error.startswith("sft: begun or made with other options")
+    assert len(commands.made) == 2
 
 
 def test_what_was_made_from_a_result_that_is_gone_is_not_taken(rlhf, study, commands, folder):

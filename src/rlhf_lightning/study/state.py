@@ -12,6 +12,7 @@ import yaml
 
 from rlhf_lightning.callbacks.files import write_whole
 from rlhf_lightning.errors import ConfigError, RunFolderError
+from rlhf_lightning.run_layout import newest_checkpoint
 from rlhf_lightning.study.pieces import Piece, fingerprint, make_pieces
 from rlhf_lightning.study.spec import LOGS_FOLDER, REPORT_FOLDER, STATE_FOLDER, Axis, read_axes, read_parts
 
@@ -57,7 +58,7 @@ class Study:
         return bool(self._made(piece))
 
     def check(self) -> None:
-        """Looks whether what is begun or finished is what would be made now.
+        """Looks whether what is finished, or could be gone on with, is what would be made now.
 
         Raises:
             ConfigError: If some is not, with its names.
@@ -65,7 +66,9 @@ class Study:
         changed = [
             piece.name
             for piece in self.pieces.values()
-            if (state := self.state(piece)) is not None and state.fingerprint != self.fingerprint(piece)
+            if (state := self.state(piece)) is not None
+            and state.fingerprint != self.fingerprint(piece)
+            and (state.made or newest_checkpoint(self.folder / piece.name))
         ]
         if changed:
             raise ConfigError(
