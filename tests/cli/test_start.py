@@ -99,7 +99,7 @@ def test_our_own_settings_are_not_the_users(environment, theirs):
 
 @glibc
 def test_a_freed_tensors_place_takes_one_of_the_same_size():
-    """Of 20; where another hole of the heap is large enough, a tensor may go there once. Without the settings it is 1."""
+    """Of 20; a tensor may find another hole that is large enough. Without the settings it is 1."""
     assert int(run(REUSES, **HEAP)[0]) >= 18
     assert int(run(REUSES)[0]) <= 5
 
