@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,14 +43,6 @@ class Outcome:
         assert len(lines) == 1, self.err
         assert self.code == 2
         return lines[0].removeprefix("error: ")
-
-
-@pytest.fixture(autouse=True)
-def interruptible():
-    """A process that was started in the background of a script may have been told to ignore Ctrl-C."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
