@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-
 # A shell has what it starts in the background ignore Ctrl-C, and children inherit that; here it is tested.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
