@@ -56,6 +56,18 @@ def at_base(table: pd.DataFrame, varied: Sequence[str]) -> tuple[pd.DataFrame, s
     return table, ", ".join(chosen)
 
 
+def differing(table: pd.DataFrame, axis: str) -> pd.DataFrame:
+    """The policies that are varied over an axis.
+
+    Raises:
+        LackingError: If no two of them differ in it.
+    """
+    table = table[table[axis] != ""]
+    if table[axis].nunique() < 2:
+        raise LackingError(f"no finished policies differ in {axis}: vary a part with role policy over an axis {axis}")
+    return table
+
+
 def draw_lines(
     axes: Axes,
     table: pd.DataFrame,

@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rlhf_lightning.study.drawing import LackingError, at_base, draw_lines, legend, named, panels, percent
+from rlhf_lightning.study.drawing import LackingError, at_base, differing, draw_lines, legend, named, panels, percent
 from rlhf_lightning.study.results import (
     ALL_TASKS,
     POLICY,
@@ -100,11 +100,7 @@ def compute(results: Results) -> Figure:
 
 
 def _varying(results: Results, axis: str, task: str) -> pd.DataFrame:
-    table = results.policies
-    table = table[(table[axis] != "") & (table["task"] == task)]
-    if table[axis].nunique() < 2:
-        raise LackingError(f"no finished policies differ in {axis}: vary a part with role policy over an axis {axis}")
-    return table
+    return differing(results.policies[results.policies["task"] == task], axis)
 
 
 def _against_samples(results: Results, axes: Axes, table: pd.DataFrame) -> None:

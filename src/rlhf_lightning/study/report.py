@@ -8,13 +8,15 @@ import pandas as pd
 from matplotlib.figure import Figure
 from rich.console import Console
 
+from rlhf_lightning.callbacks.files import write_whole
 from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.run_layout import REPORT_FILE
 from rlhf_lightning.study import figures, reward_figures, training_figures
 from rlhf_lightning.study.drawing import LackingError
 from rlhf_lightning.study.paper import FINDINGS
 from rlhf_lightning.study.results import Results
-from rlhf_lightning.study.spec import ROLES
-from rlhf_lightning.study.state import load_study, report_folder
+from rlhf_lightning.study.spec import REPORT_FOLDER, ROLES
+from rlhf_lightning.study.state import load_study
 from rlhf_lightning.study.tables import lever_table, lever_text, markdown, paper_table_1, table_1
 
 FIGURES: dict[str, Callable[[Results], Figure]] = {
@@ -43,7 +45,7 @@ class StudyReport:
 
     def __init__(self, folder: str) -> None:
         self.study = load_study(folder)
-        self.out = report_folder(self.study)
+        self.out = self.study.folder / REPORT_FOLDER
 
     def has_something(self) -> bool:
         """Whether anything that the report reads is finished."""
@@ -57,13 +59,11 @@ class StudyReport:
                 f"{self.study.folder}: nothing to report yet: no part with role policy or best_of_n is finished"
             )
         self.out.mkdir(parents=True, exist_ok=True)
-        levers = self._tables(results)
+        steps, file = lever_text(self._tables(results)), self.out / REPORT_FILE
         sections = [self._figure(results, name) for name in FIGURES]
-        text = "\n\n".join(["# Does more compute help?", lever_text(levers), *sections, self._table_1(results)])
-        (self.out / "report.md").write_text(text + "\n", encoding="utf-8")
-        console = Console()
-        console.print(lever_text(levers), markup=False, highlight=False, soft_wrap=True)
-        console.print(f"{self.out / 'report.md'}", markup=False, highlight=False, soft_wrap=True)
+        text = "\n\n".join(["# Does more compute help?", steps, *sections, self._table_1(results)])
+        write_whole(file, text + "\n")
+        Console().print(f"{steps}\n{file}", markup=False, highlight=False, soft_wrap=True)
 
     def _tables(self, results: Results) -> pd.DataFrame:
         levers = lever_table(results)

@@ -52,13 +52,13 @@ class Results:
         With several tasks, :data:`ALL_TASKS` is their mean, each counting alike. ``gain`` is ``final − start``,
         ``seconds`` the training time, ``prompts_seen`` the prompts that were drawn for it.
         """
-        rows = [row for piece in self.study.with_role("policy") for row in self._of_policy(piece)]
+        rows = [row for piece, run in self._runs for row in self._of_policy(piece, run)]
         return self._table(rows, ["task", "start", "final", "gain", "seconds", "prompts_seen"])
 
     @cached_property
     def training(self) -> pd.DataFrame:
         """One row a policy and rollout: ``reward`` (raw), ``kl`` (nats a response), ``length``, ``accuracy``."""
-        parts = [self._of_training(piece) for piece in self.study.with_role("policy")]
+        parts = [self._of_training(piece, run) for piece, run in self._runs]
         columns = [*AXES, *OTHERS, "piece", "rollout", "prompts_seen", *_TRAINING]
         return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
 
@@ -88,8 +88,12 @@ class Results:
         """Whether a label stands for more than itself."""
         return any(self.study.axes[axis].options[label].values())
 
-    def _of_policy(self, piece: Piece) -> list[dict[str, object]]:
-        metrics = load_run(self.study.folder / piece.name).metrics
+    @cached_property
+    def _runs(self) -> list[tuple[Piece, Run]]:
+        return [(piece, load_run(self.study.folder / piece.name)) for piece in self.study.with_role("policy")]
+
+    def _of_policy(self, piece: Piece, run: Run) -> list[dict[str, object]]:
+        metrics = run.metrics
         tasks = {name.removeprefix(f"{ACCURACY}/"): name for name in metrics if name.startswith(f"{ACCURACY}/")}
         if ACCURACY not in metrics:
             raise RunFolderError(f"{piece.name} measured no {ACCURACY}: give its trainer the callback HeldOutEval")
@@ -100,8 +104,7 @@ class Results:
         measured = {task: values.dropna() for task, values in series.items() if values.notna().any()}
         return [{**shared, "task": task, **_ends(values)} for task, values in measured.items()]
 
-    def _of_training(self, piece: Piece) -> pd.DataFrame:
-        run: Run = load_run(self.study.folder / piece.name)
+    def _of_training(self, piece: Piece, run: Run) -> pd.DataFrame:
         columns = {
             name: run.metrics[column] if column in run.metrics else float("nan") for name, column in _TRAINING.items()
         }

@@ -14,7 +14,7 @@ from rlhf_lightning.callbacks.files import write_whole
 from rlhf_lightning.errors import ConfigError, RunFolderError
 from rlhf_lightning.run_layout import newest_checkpoint
 from rlhf_lightning.study.pieces import Piece, fingerprint, make_pieces
-from rlhf_lightning.study.spec import LOGS_FOLDER, REPORT_FOLDER, STATE_FOLDER, Axis, read_axes, read_parts
+from rlhf_lightning.study.spec import LOGS_FOLDER, STATE_FOLDER, Axis, read_axes, read_parts
 
 STUDY_FILE = "study.yaml"
 
@@ -153,8 +153,3 @@ def load_study(folder: str | Path) -> Study:
         raise RunFolderError(f"{folder} holds no study: it has no {STUDY_FILE}. Make one: rlhf study run --config NAME")
     given = yaml.safe_load(file.read_text(encoding="utf-8"))
     return plan_study(folder, given["axes"], given["parts"])
-
-
-def report_folder(study: Study) -> Path:
-    """Where the report is written."""
-    return study.folder / REPORT_FOLDER

@@ -119,8 +119,7 @@ def _steps(
         labels = results.labels(axis)[1:]
         steps = steps_along(table, axis, labels, value=value, others=[o for o in others if o != axis], cost=cost)
         if len(steps):
-            alone = [results.adds_options(axis, label) for label in labels]
-            adds = dict(zip(labels, alone, strict=True))
+            adds = {label: results.adds_options(axis, label) for label in labels}
             also = [adds[less] != adds[more] for less, more in zip(steps["less"], steps["more"], strict=True)]
             found.append(steps.assign(measure=measure, also=also))
     return pd.concat(found) if found else pd.DataFrame()

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rlhf_lightning.evaluation.figures import COLORS
-from rlhf_lightning.study.drawing import LackingError, at_base, draw_lines, legend, named, panels, percent
+from rlhf_lightning.study.drawing import LackingError, at_base, differing, draw_lines, legend, named, panels, percent
 from rlhf_lightning.study.results import ALGORITHM, REWARD_MODEL, SAMPLES, Results
 
 REWARD_LABEL = "reward, before transforms"
@@ -17,8 +17,8 @@ KL_LABEL = "KL to the SFT model, nats a response"
 def figure_4(results: Results) -> Figure:
     """Training reward by samples a prompt, and of each algorithm reward, KL against reward, and response length."""
     table = results.training
-    by_samples, agreed = at_base(_several(table, SAMPLES), [SAMPLES])
-    by_algorithm, agreed_too = at_base(_several(table, ALGORITHM), [ALGORITHM])
+    by_samples, agreed = at_base(differing(table, SAMPLES), [SAMPLES])
+    by_algorithm, agreed_too = at_base(differing(table, ALGORITHM), [ALGORITHM])
     titles = [f"(a) {agreed}", *(f"({letter}) {agreed_too}" for letter in "bcd")]
     figure, (a, b, c, d) = panels(4, titles)
     _over_rollouts(a, by_samples, "reward", SAMPLES, results.labels(SAMPLES))
@@ -43,13 +43,6 @@ def figure_5(results: Results) -> Figure:
     percent(accuracy)
     legend(accuracy, f"{table['piece'].nunique()} runs, reward model")
     return named(figure, "More prompts")
-
-
-def _several(table: pd.DataFrame, axis: str) -> pd.DataFrame:
-    table = table[table[axis] != ""]
-    if table[axis].nunique() < 2:
-        raise LackingError(f"no finished policies differ in {axis}: vary a part with role policy over an axis {axis}")
-    return table
 
 
 def _over_rollouts(axes: Axes, table: pd.DataFrame, column: str, by: str, order: list[str]) -> None:
