@@ -7,7 +7,6 @@ of processes change it (beyond the rounding of matrix products, which may depend
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -23,6 +22,7 @@ from rlhf_lightning.samplers._loop import Drawn, generate
 from rlhf_lightning.samplers._rollout import chunks, distinct, to_rollout
 from rlhf_lightning.samplers._settings import dtype_of, sampling_params
 from rlhf_lightning.samplers.decoders import choose_decoder
+from rlhf_lightning.samplers.decoders._whole import ordinary_copy
 from rlhf_lightning.types import Prompt, Rollout, SamplingParams
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class InProcessSampler(Sampler):
             raise RuntimeError("sampler in_process: bind(model, tokenizer) must come before sync")
         self._decoder.load(self._model, self.dtype)
         if self._holds and self._decoder.reads_live:
-            self._decoder.load(copy.deepcopy(self._model), self.dtype)
+            self._decoder.load(ordinary_copy(self._model), self.dtype)
         self._version = weights_version
 
     def release(self) -> None:

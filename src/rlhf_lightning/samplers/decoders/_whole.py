@@ -1,7 +1,8 @@
-"""A plain copy of a model whose weights are spread over ranks, so that generating waits for nobody."""
+"""Copies of a model to generate with: as it is, or whole where its weights are spread over ranks."""
 
 from __future__ import annotations
 
+import copy
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,16 @@ def is_spread(model: nn.Module) -> bool:
 
     wrapped = any(isinstance(module, FSDPModule | FullyShardedDataParallel) for module in model.modules())
     return wrapped or any(hasattr(parameter, "ds_id") for parameter in model.parameters())
+
+
+def ordinary_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy that computes to the bit what the model does.
+
+    Made outside of inference mode: torch takes another path through some products (whether it folds a batch into rows)
+    for weights that were made inside, and rounds otherwise there.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        return copy.deepcopy(model)
 
 
 def whole_copy(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:

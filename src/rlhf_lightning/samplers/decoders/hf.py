@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from rlhf_lightning.protocols import Decoder, DecodingSession
 from rlhf_lightning.registry import register
 from rlhf_lightning.samplers.decoders._cache import BLOCK, preallocated_cache
-from rlhf_lightning.samplers.decoders._whole import is_spread, whole_copy
+from rlhf_lightning.samplers.decoders._whole import is_spread, ordinary_copy, whole_copy
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -42,7 +41,7 @@ class HFDecoder(Decoder):
             if is_spread(model):
                 self._model = whole_copy(model, dtype or model.dtype)
             else:
-                self._model = model if dtype in (None, model.dtype) else copy.deepcopy(model).to(dtype)  # type: ignore[arg-type]
+                self._model = model if dtype in (None, model.dtype) else ordinary_copy(model).to(dtype)  # type: ignore[arg-type]
         self.reads_live = self._model is model
 
     def start(self, prompts: Sequence[Sequence[int]], owner: Tensor, max_new_tokens: int) -> DecodingSession:
