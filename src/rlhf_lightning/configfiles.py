@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.registry import did_you_mean
+from rlhf_lightning.registry import nearest
 
 _PACKAGE = Path(__file__).parent
+_SUFFIXES = (".yaml", ".yml", ".json")
 
 
 def shipped_folder() -> Path | None:
@@ -25,29 +26,39 @@ def shipped_configs() -> list[str]:
 
 
 def find_config(name: str) -> Path:
-    """The file that ``name`` means.
+    """The file that ``name`` means; ``.yaml`` may be left out.
 
     Args:
-        name: A path, or the name of a shipped configuration, sub-folder included.
+        name: A path, or the name of a shipped configuration, with its sub-folder or without.
 
     Returns:
-        The file of that name under the working folder if there is one, else the shipped one.
+        The file of that name under the working folder if there is one; else the shipped one of that path; else the only
+        shipped one whose file is called so.
 
     Raises:
-        ConfigError: If there is neither; names the nearest file and lists the shipped ones.
+        ConfigError: If there is none, with the nearest and all shipped ones; or if several shipped files are called so,
+            with all of them.
     """
     local = Path(name).expanduser()
-    if local.is_file():
-        return local
-    folder = shipped_folder()
-    if folder is not None and not local.is_absolute() and (folder / name).is_file():
-        return folder / name
-    raise ConfigError(_not_found(name, local))
+    folder, shipped = shipped_folder(), shipped_configs()
+    spellings = [name] if local.suffix in _SUFFIXES else [name, f"{name}.yaml"]
+    for spelling in spellings:
+        if Path(spelling).expanduser().is_file():
+            return Path(spelling).expanduser()
+    called = [path for path in shipped if path in spellings] or [p for p in shipped if Path(p).name in spellings]
+    if len(called) > 1:
+        raise ConfigError(f"--config: {name} is what several shipped ones are called: {', '.join(called)}. Name one so")
+    if not called or folder is None:
+        raise ConfigError(_not_found(name, local))
+    return folder / called[0]
 
 
 def _not_found(name: str, local: Path) -> str:
     shipped = shipped_configs()
     siblings = local.parent.iterdir() if local.parent.is_dir() else ()
-    hint = did_you_mean(name, [*shipped, *(str(p) for p in siblings if p.suffix in (".yaml", ".yml", ".json"))])
+    spelt = {Path(path).name: path for path in shipped} | {path: path for path in shipped}
+    spelt |= {str(path): str(path) for path in siblings if path.suffix in _SUFFIXES}
+    near = nearest(name, spelt)
+    hint = f" Did you mean {spelt[near]!r}?" if near else ""
     what = "is a folder" if local.is_dir() else "is neither in the working folder nor among the shipped ones"
     return f"--config: {name} {what}.{hint} Shipped: {', '.join(shipped) or 'none'}"

@@ -49,6 +49,34 @@ def test_not_found(shipped: Path):
     assert str(caught.value) == text + "Did you mean 'tiny/sft.yaml'? Shipped: big.yaml, tiny/sft.yaml"
 
 
+@pytest.mark.parametrize("name", ["sft.yaml", "sft", "tiny/sft"])
+def test_a_file_of_that_name_in_any_folder_is_found_and_yaml_goes_without_saying(shipped: Path, name: str):
+    assert configfiles.find_config(name) == shipped / "tiny/sft.yaml"
+
+
+def test_the_working_folder_comes_before_a_bare_name_too(shipped: Path):
+    Path("sft.yaml").write_text("seed_everything: 2\n")
+    assert configfiles.find_config("sft.yaml") == configfiles.find_config("sft") == Path("sft.yaml")
+
+
+def test_two_of_one_name_are_both_named_and_a_path_tells_them_apart(shipped: Path):
+    for folder in (shipped, shipped / "paper"):
+        folder.mkdir(exist_ok=True)
+        (folder / "sft.yaml").write_text("seed_everything: 3\n")
+    assert configfiles.find_config("sft.yaml") == shipped / "sft.yaml"
+    (shipped / "sft.yaml").unlink()
+    with pytest.raises(ConfigError, match=r"sft\.yaml is what several .* called: paper/sft\.yaml, tiny/sft\.yaml"):
+        configfiles.find_config("sft.yaml")
+    assert configfiles.find_config("paper/sft.yaml") == shipped / "paper/sft.yaml"
+
+
+def test_a_misspelt_bare_name_gets_its_whole_path_as_a_hint(shipped: Path):
+    (shipped / "very_long_folder_name").mkdir()
+    (shipped / "very_long_folder_name/ppo.yaml").write_text("seed_everything: 3\n")
+    with pytest.raises(ConfigError, match=r"Did you mean 'very_long_folder_name/ppo\.yaml'"):
+        configfiles.find_config("pppo.yaml")
+
+
 @pytest.mark.parametrize(
     ("base", "over", "expected"),
     [
