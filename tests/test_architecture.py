@@ -16,6 +16,7 @@ FLOORS = [
         "errors",
         "types",
         "sampling_params",
+        "prompt_types",
         "reward_types",
         "events",
         "devices",

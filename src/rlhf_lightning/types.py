@@ -7,66 +7,16 @@ Axis suffixes used everywhere: ``_P`` prompt, ``_G`` sample in a group, ``_B`` =
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from rlhf_lightning.prompt_types import Demonstration as Demonstration
+from rlhf_lightning.prompt_types import Problem as Problem
+from rlhf_lightning.prompt_types import Prompt as Prompt
+from rlhf_lightning.prompt_types import Turns as Turns
 from rlhf_lightning.sampling_params import SamplingParams as SamplingParams
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One problem of a task, before any tokenizer has seen it.
-
-    Attributes:
-        id: Stable name within its task. Held-out problems never share one with training problems.
-        question: What is asked: the whole prompt in plain mode, the user's turn in chat mode.
-        answer: The reference answer, as text ("" where the verifier needs none).
-        metadata: Whatever else the verifier needs. Picklable.
-    """
-
-    id: str
-    question: str
-    answer: str = ""
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Demonstration:
-    """One worked answer to a problem, for supervised training and reward-model labels.
-
-    Attributes:
-        problem: The problem it answers.
-        response: The text the model should produce.
-        step_correct: Per reasoning step, whether the step is right given what stands before it; empty when unknown.
-        correct: Whether the final answer is right; None when unknown.
-    """
-
-    problem: Problem
-    response: str
-    step_correct: tuple[bool, ...] = ()
-    correct: bool | None = None
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A problem as the model reads it.
-
-    Attributes:
-        problem: Where it comes from.
-        task: Name of the task that verifies it.
-        text: The text after the chat template, or the plain question.
-        tokens: Token ids of ``text``.
-        index: Position in its data set; with the run seed and the rollout it seeds the prompt's samples.
-    """
-
-    problem: Problem
-    task: str
-    text: str
-    tokens: tuple[int, ...]
-    index: int
 
 
 @dataclass(frozen=True)

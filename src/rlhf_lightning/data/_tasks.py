@@ -67,7 +67,8 @@ class TaskData(EdgeData):
     Args:
         tasks: The tasks; their names must differ.
         chat: Whether prompts go through the tokenizer's chat template.
-        system: The chat's system turn.
+        system: The system's turn of chats that begin with none of their own.
+        chat_template_kwargs: What else the chat template is told.
         max_prompt_tokens: Longest prompt, where the context itself is not limit enough.
         drop_long: Leave out what is too long, with a warning that counts it, instead of refusing it.
         eval_batch_size: Prompts a batch in validation, test and predict.
@@ -83,6 +84,7 @@ class TaskData(EdgeData):
         drop_long: bool,
         eval_batch_size: int,
         seed: int,
+        chat_template_kwargs: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self._tasks = {task.name: task for task in tasks}
@@ -93,6 +95,7 @@ class TaskData(EdgeData):
                 raise ConfigError(f"data: {key} must be at least 1, got {value}")
         self.chat, self.system, self.max_prompt_tokens = chat, system, max_prompt_tokens
         self.drop_long, self.eval_batch_size, self.seed = drop_long, eval_batch_size, seed
+        self.chat_template_kwargs = chat_template_kwargs
         self.room = Room(prompt=max_prompt_tokens)
         self._renderer: Renderer | None = None
         self._held_out: list[Prompt] = []
@@ -127,7 +130,7 @@ class TaskData(EdgeData):
             RLHFError: As :meth:`check`; if a chat template is asked for and there is none; if there is no room.
         """
         self.room = Room(context_length, max_new_tokens, self.max_prompt_tokens)
-        self._renderer = Renderer(tokenizer, self.chat, self.system)
+        self._renderer = Renderer(tokenizer, self.chat, self.system, self.chat_template_kwargs)
         self.check()
 
     def check(self) -> None:

@@ -16,7 +16,7 @@ from rlhf_lightning.protocols import Task
 from rlhf_lightning.types import Problem, Prompt
 
 Example = tuple[Prompt, tuple[int, ...]]
-"""A prompt and the tokens of its response, the end-of-sequence token included."""
+"""A prompt and the tokens of its response, its end included (the template's end of turn, or of the sequence)."""
 
 _log = logging.getLogger(__name__)
 
@@ -35,11 +35,13 @@ class DemonstrationData(TaskData):
         messages_field: Its field of whole chats, instead of those two: a list of ``{role, content}`` that ends with the
             assistant's turn, which is learnt. Needs ``chat: true``.
         chat: Whether prompts go through the tokenizer's chat template.
-        system: The chat's system turn.
+        system: The system's turn of chats that begin with none of their own.
         max_prompt_tokens: Longest prompt, where the model's context is not limit enough.
         drop_long: Leave out examples that are too long, with a warning that counts them, instead of refusing them.
         eval_batch_size: Prompts a batch in validation, test and predict.
         seed: Run seed: the order of examples.
+        chat_template_kwargs: What else the chat template is told, such as ``{enable_thinking: false}``. A template that
+            asks for the date is told 2024-07-26 on every day, or what ``strftime_now`` says here.
 
     Raises:
         ConfigError: If there is neither task nor file, or a value is out of range.
@@ -59,8 +61,10 @@ class DemonstrationData(TaskData):
         drop_long: bool = False,
         eval_batch_size: int = 64,
         seed: int = 1,
+        chat_template_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(as_list(task), chat, system, max_prompt_tokens, drop_long, eval_batch_size, seed)
+        own = (max_prompt_tokens, drop_long, eval_batch_size, seed, chat_template_kwargs)
+        super().__init__(as_list(task), chat, system, *own)
         if path is None and not self.tasks:
             raise ConfigError("DemonstrationData: needs a task or a path to take demonstrations from")
         if size < 1:
@@ -112,8 +116,8 @@ class DemonstrationData(TaskData):
 
     def _from_file(self, path: str) -> list[_Source]:
         rows = [self._parse(row) for row in read_rows(path)]
-        held_out = {question_key(p.question) for task in self.tasks.values() for p in task.held_out_problems()}
-        kept = [row for row in rows if question_key(row[1].question) not in held_out]
+        held_out = {question_key(p.whole_question) for task in self.tasks.values() for p in task.held_out_problems()}
+        kept = [row for row in rows if question_key(row[1].whole_question) not in held_out]
         if len(kept) < len(rows):
             _log.warning(
                 "%d of %d rows of %s are held-out questions and left out", len(rows) - len(kept), len(rows), path

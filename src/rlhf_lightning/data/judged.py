@@ -27,9 +27,9 @@ def render_groups(renderer: Renderer, groups: Sequence[JudgedGroup]) -> list[Ren
     merged = [both.tokens[: len(p.tokens)] != p.tokens for (p, _), both in zip(pairs, together, strict=True)]
     apart = [response.text for (_, response), is_merged in zip(pairs, merged, strict=True) if is_merged]
     alone = iter(renderer.encode_with_offsets(apart, plain=True))
-    eos = renderer.eos
+    end = renderer.end
     rendered = iter(
-        _response(prompt, response, both, next(alone) if is_merged else None, eos)
+        _response(prompt, response, both, next(alone) if is_merged else None, end)
         for (prompt, response), both, is_merged in zip(pairs, together, merged, strict=True)
     )
     return [
@@ -46,14 +46,16 @@ def _group(group: JudgedGroup, prompt: Prompt, rendered: Sequence[_Response]) ->
     return RenderedGroup(group, prompt.tokens, tuple(r[0] for r in rendered), tuple(r[1] for r in rendered))
 
 
-def _response(prompt: Prompt, response: JudgedResponse, both: Encoded, alone: Encoded | None, eos: int) -> _Response:
+def _response(
+    prompt: Prompt, response: JudgedResponse, both: Encoded, alone: Encoded | None, end: tuple[int, ...]
+) -> _Response:
     start = len(prompt.tokens)
     if alone is None:
         tokens, spans, shift = both.tokens[start:], both.spans[start:], len(prompt.text)
     else:
         tokens, spans, shift = alone.tokens, alone.spans, 0
     ends = tuple(_last_token(spans, step.end + shift) for step in response.steps)
-    tokens = (*tokens, eos) if response.finished else tokens
+    tokens = (*tokens, *end) if response.finished else tokens
     if not tokens:
         raise DataError(f"an empty response to {prompt.text[:40]!r} was cut off: there is no token to score")
     return tokens, ends

@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
+from typing import Any
 
 from rlhf_lightning.data._tasks import TaskData, as_list, spread
 from rlhf_lightning.data.order import PromptOrder
@@ -25,11 +26,13 @@ class PromptData(TaskData):
     Args:
         task: Where problems and verifiers come from.
         chat: Whether prompts go through the tokenizer's chat template.
-        system: The chat's system turn.
+        system: The system's turn of chats that begin with none of their own.
         max_prompt_tokens: Longest prompt, where the model's context is not limit enough.
         drop_long: Leave out prompts that are too long, with a warning that counts them, instead of refusing them.
         eval_batch_size: Prompts a batch in validation, test and predict.
         seed: Run seed: the order of prompts.
+        chat_template_kwargs: What else the chat template is told, such as ``{enable_thinking: false}``. A template that
+            asks for the date is told 2024-07-26 on every day, or what ``strftime_now`` says here.
 
     Raises:
         ConfigError: If a value is out of range, or two tasks have one name.
@@ -44,8 +47,10 @@ class PromptData(TaskData):
         drop_long: bool = False,
         eval_batch_size: int = 64,
         seed: int = 1,
+        chat_template_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(as_list(task), chat, system, max_prompt_tokens, drop_long, eval_batch_size, seed)
+        own = (max_prompt_tokens, drop_long, eval_batch_size, seed, chat_template_kwargs)
+        super().__init__(as_list(task), chat, system, *own)
         self._kept: list[int] | None = None
 
     def check(self) -> None:

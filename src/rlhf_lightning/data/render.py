@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from rlhf_lightning.errors import ConfigError, ModelSourceError
+from rlhf_lightning.data.chat import ChatTemplate, end_of_turn, origin_of
+from rlhf_lightning.errors import ConfigError, DataError, ModelSourceError
 from rlhf_lightning.types import Problem, Prompt
 
 if TYPE_CHECKING:
@@ -39,31 +40,38 @@ class Renderer:
     """Renders problems with one tokenizer, as they are or as a chat.
 
     Plain: the question's tokens, after a begin-of-sequence token if the tokenizer puts one by itself. Chat: the
-    tokenizer's template around the question as the user's turn (or around ``metadata["messages"]``, where a problem has
-    that), up to where the assistant's answer begins; the template brings its own special tokens.
+    tokenizer's template around the problem's turns, or around its question as the user's turn, up to where the
+    assistant's answer begins; the template brings its own special tokens.
 
     Attributes:
         tokenizer: The policy's tokenizer.
         chat: Whether to use its chat template.
-        system: The system's turn, if any.
+        system: The system's turn of chats that don't begin with one.
+        chat_template_kwargs: What else the template is told, such as ``enable_thinking``.
 
     Raises:
         ModelSourceError: If the tokenizer has no chat template, and one is asked for.
-        ConfigError: If there is a system's turn, but no chat.
+        ConfigError: If there is a system's turn, or an argument of the template, but no chat; or the template knows no
+            such argument.
     """
 
     tokenizer: PreTrainedTokenizerBase
     chat: bool = False
     system: str | None = None
+    chat_template_kwargs: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.system is not None and not self.chat:
             raise ConfigError("data: system is a turn of a chat, so it needs chat: true")
-        if self.chat and not getattr(self.tokenizer, "chat_template", None):
-            raise ModelSourceError(
-                f"{self._origin} has no chat template, but chat is true. "
-                "Set data's chat: false for plain prompts, or choose an instruction-tuned model"
-            )
+        if self.chat_template_kwargs is not None and not self.chat:
+            raise ConfigError("data: chat_template_kwargs are the chat template's, so they need chat: true")
+        if self.chat:
+            self.template  # noqa: B018  # looks whether there is one
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """The chat template."""
+        return ChatTemplate(self.tokenizer, self.chat_template_kwargs)
 
     def render(self, problems: Sequence[Placed]) -> list[Prompt]:
         """One prompt a problem."""
@@ -78,23 +86,25 @@ class Renderer:
 
         Raises:
             ModelSourceError: If the template refuses the turns (some allow no system's turn).
+            DataError: If a chat is to be read as plain text, and its question does not hold all turns.
         """
-        if not self.chat:
-            return problem.question
-        system = [] if self.system is None else [{"role": "system", "content": self.system}]
-        turns: Sequence[Any] = problem.metadata.get("messages") or [{"role": "user", "content": problem.question}]
-        from jinja2 import TemplateError
+        if self.chat:
+            return self.template.render(self.turns(problem), ask=True, what=f"problem {problem.id}")
+        if len(problem.turns) > 1 and any(t["content"].strip() not in problem.question for t in problem.turns):
+            raise DataError(
+                f"problem {problem.id}{_at(problem)} is a chat of {len(problem.turns)} turns, but plain prompts are "
+                "one text; set chat: true"
+            )
+        return problem.question
 
-        try:
-            rendered = self.tokenizer.apply_chat_template([*system, *turns], tokenize=False, add_generation_prompt=True)
-        except TemplateError as error:
-            raise ModelSourceError(
-                f"the chat template of {self._origin} refuses problem {problem.id}: {error}"
-            ) from error
-        return str(rendered)
+    def turns(self, problem: Problem) -> list[Mapping[str, Any]]:
+        """The problem's turns, after the system's where they begin with none of their own."""
+        turns = list(problem.turns) or [{"role": "user", "content": problem.question}]
+        own = turns[0]["role"] in ("system", "developer")
+        return turns if own or self.system is None else [{"role": "system", "content": self.system}, *turns]
 
     def responses(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[tuple[int, ...]]:
-        """The tokens that each response is made of, the end-of-sequence token last.
+        """The tokens that each response is made of, its end last.
 
         They are those of prompt and response encoded together, as long as that leaves the prompt's own tokens as they
         are; else those of the response alone.
@@ -102,25 +112,25 @@ class Renderer:
         Raises:
             ModelSourceError: If the tokenizer has no end-of-sequence token.
         """
-        eos = self.eos
+        end = self.end
         together = self._encode([prompt.text + text for prompt, text in zip(prompts, responses, strict=True)])
         alone = self._plain(responses)
         return [
-            (*(both[len(p.tokens) :] if both[: len(p.tokens)] == p.tokens else single), eos)
+            (*(both[len(p.tokens) :] if both[: len(p.tokens)] == p.tokens else single), *end)
             for p, both, single in zip(prompts, together, alone, strict=True)
         ]
 
-    @property
-    def eos(self) -> int:
-        """The end-of-sequence token.
+    @cached_property
+    def end(self) -> tuple[int, ...]:
+        """What ends a response: in a chat the template's end of a turn, else the end-of-sequence token.
 
         Raises:
-            ModelSourceError: If the tokenizer has none.
+            ModelSourceError: If the tokenizer has neither.
         """
-        eos = self.tokenizer.eos_token_id
-        if eos is None:
+        own = end_of_turn(self.tokenizer) if self.chat else ()
+        if not own and self.tokenizer.eos_token_id is None:
             raise ModelSourceError(f"{self._origin} has no end-of-sequence token, so no response could end")
-        return int(eos)
+        return own or (int(self.tokenizer.eos_token_id),)
 
     def encode_with_offsets(self, texts: Sequence[str], *, plain: bool = False) -> list[Encoded]:
         """Tokens and the characters that each stands for.
@@ -169,4 +179,9 @@ class Renderer:
 
     @property
     def _origin(self) -> str:
-        return f"the tokenizer of {getattr(self.tokenizer, 'name_or_path', '') or 'the model'}"
+        return origin_of(self.tokenizer)
+
+
+def _at(problem: Problem) -> str:
+    place = problem.metadata.get("place")
+    return f" ({place})" if place else ""

@@ -46,7 +46,7 @@ class RewardData(EdgeData):
         proportions: Share of each source's groups in every batch, as 0.4, 0.3, 0.3 (any positive numbers; their sum
             does not matter). Without them, in proportion to the sources' sizes.
         chat: Whether prompts go through the tokenizer's chat template.
-        system: The chat's system turn.
+        system: The system's turn of chats that begin with none of their own.
         delimiter: What stands between two steps of a response.
         max_tokens: Longest prompt and response together, where the model's context is not limit enough.
         drop_long: Leave out responses that are too long, and groups of which nothing is left to learn from, with a
@@ -54,6 +54,8 @@ class RewardData(EdgeData):
         held_out_fraction: Share of the questions held out of training; at least one of each source, unless it is 0.
         eval_batch_size: Groups a batch in validation, test and predict.
         seed: Run seed: the order of groups, and what is held out.
+        chat_template_kwargs: What else the chat template is told, such as ``{enable_thinking: false}``. A template that
+            asks for the date is told 2024-07-26 on every day, or what ``strftime_now`` says here.
 
     Raises:
         ConfigError: If a value is out of range, or there are not as many proportions as sources.
@@ -71,10 +73,12 @@ class RewardData(EdgeData):
         held_out_fraction: float = 0.05,
         eval_batch_size: int = 64,
         seed: int = 1,
+        chat_template_kwargs: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.sources, self.proportions = list(sources), proportions
         self.chat, self.system, self.delimiter = chat, system, delimiter
+        self.chat_template_kwargs = chat_template_kwargs
         self.max_tokens, self.drop_long = max_tokens, drop_long
         self.held_out_fraction, self.eval_batch_size, self.seed = held_out_fraction, eval_batch_size, seed
         self._check_arguments()
@@ -124,7 +128,9 @@ class RewardData(EdgeData):
         """
         tokens = min((n for n in (self.max_tokens, context_length) if n is not None), default=None)
         self.limit = LengthLimit(tokens, self.drop_long)
-        self._groups = RenderedGroups(Renderer(tokenizer, self.chat, self.system), self.sources)
+        self._groups = RenderedGroups(
+            Renderer(tokenizer, self.chat, self.system, self.chat_template_kwargs), self.sources
+        )
         self.check()
 
     def check(self) -> None:

@@ -66,6 +66,11 @@ class Responder:
         }
 
 
+def template_settings(arguments: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The chat template's arguments among a file's settings; left out where there are none, as in older files."""
+    return {} if arguments is None else {"chat_template_kwargs": dict(arguments)}
+
+
 def answer_of(task: Task, problem: Problem, response: str) -> str | None:
     """What a response answers; None too where the task cannot tell without raising."""
     try:

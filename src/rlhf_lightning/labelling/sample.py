@@ -11,7 +11,7 @@ from rlhf_lightning.data.prompts import PromptData
 from rlhf_lightning.errors import ConfigError, RunFolderError
 from rlhf_lightning.labelling.output import Output
 from rlhf_lightning.labelling.progress import JobProgress
-from rlhf_lightning.labelling.rollouts import Responder, answer_of
+from rlhf_lightning.labelling.rollouts import Responder, answer_of, template_settings
 from rlhf_lightning.protocols import ModelSource, Sampler, Scorer, Task
 from rlhf_lightning.samplers.in_process import InProcessSampler
 from rlhf_lightning.samplers.seeds import sample_seeds
@@ -40,7 +40,8 @@ class SampleSolutions:
         fraction: Or their share, as 0.125.
         split: Whether they are ``train`` or ``held_out`` prompts.
         chat: Whether prompts go through the tokenizer's chat template.
-        system: The chat's system turn.
+        system: The system's turn of chats that begin with none of their own.
+        chat_template_kwargs: What else the chat template is told, such as ``{enable_thinking: false}``.
         drop_long: Leave out prompts that are too long, instead of refusing them.
         prompts_per_batch: Prompts that are sampled and written together; at most so many are lost when it is stopped.
         label: What the policy is called in the file; its identity when not given.
@@ -65,6 +66,7 @@ class SampleSolutions:
         split: Literal["train", "held_out"] = "train",
         chat: bool = False,
         system: str | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
         drop_long: bool = False,
         prompts_per_batch: int = 32,
         label: str | None = None,
@@ -78,7 +80,9 @@ class SampleSolutions:
         if prompts is not None and fraction is not None:
             raise ConfigError("give either prompts or fraction, not both (null leaves one out)")
         self.responder = Responder(policy, sampler or InProcessSampler(), verifier or VerifierScorer(), label)
-        self.data = PromptData(task, chat, system, drop_long=drop_long, seed=seed)
+        self.data = PromptData(
+            task, chat, system, drop_long=drop_long, seed=seed, chat_template_kwargs=chat_template_kwargs
+        )
         self.out, self.samples, self.split, self.seed = out, samples, split, seed
         self.wanted, self.fraction, self.prompts_per_batch = prompts, fraction, prompts_per_batch
 
@@ -123,6 +127,7 @@ class SampleSolutions:
             "samples": self.samples,
             "chat": self.data.chat,
             "system": self.data.system,
+            **template_settings(self.data.chat_template_kwargs),
             "seed": self.seed,
         }
 
@@ -170,13 +175,12 @@ class SampleSolutions:
     def _row(self, rollout: Rollout, scores: Scores, b: int) -> dict[str, Any]:
         prompt, text = rollout.prompt_of(b), rollout.texts[b]
         problem = prompt.problem
-        messages = problem.metadata.get("messages")
         return {
             "task": prompt.task,
             "id": problem.id,
             "question": problem.question,
             "answer": problem.answer,
-            **({"messages": messages} if messages else {}),
+            **({"messages": list(problem.turns)} if problem.turns else {}),
             "sample": b % rollout.group_size,
             "response": text,
             "finished": bool(rollout.finished[b]),

@@ -129,13 +129,12 @@ def _problem(row: Row, problems: Mapping[tuple[str, str], Problem]) -> Problem:
 
 def _fields(name: str, task: Task, number: int, demonstration: Any) -> dict[str, Any]:
     problem, correct = demonstration.problem, demonstration.correct
-    messages = problem.metadata.get("messages")
     return {
         "task": name,
         "id": problem.id,
         "question": problem.question,
         "answer": problem.answer,
-        **({"messages": messages} if messages else {}),
+        **({"messages": list(problem.turns)} if problem.turns else {}),
         "sample": number,
         "response": demonstration.response,
         "finished": True,

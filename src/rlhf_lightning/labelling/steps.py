@@ -13,7 +13,7 @@ from rlhf_lightning.labelling.completions import Completions
 from rlhf_lightning.labelling.output import Output
 from rlhf_lightning.labelling.prefixes import Steps, cut_into_steps
 from rlhf_lightning.labelling.progress import JobProgress
-from rlhf_lightning.labelling.rollouts import Responder
+from rlhf_lightning.labelling.rollouts import Responder, template_settings
 from rlhf_lightning.labelling.solutions import Solution, by_question, demonstrated, read_solutions
 from rlhf_lightning.labelling.step_methods import METHODS, Count
 from rlhf_lightning.labelling.summary import LabelSummary
@@ -53,7 +53,8 @@ class LabelSteps:
         rollouts: N, completions a prefix.
         delimiter: What stands between two steps.
         chat: Whether prompts go through the tokenizer's chat template.
-        system: The chat's system turn.
+        system: The system's turn of chats that begin with none of their own.
+        chat_template_kwargs: What else the chat template is told, such as ``{enable_thinking: false}``.
         questions_per_batch: Problems that are completed and written together; at most so many are lost when stopped.
         label: What the policy is called in the file; its identity when not given.
         seed: Of all draws.
@@ -78,6 +79,7 @@ class LabelSteps:
         delimiter: str = "\n",
         chat: bool = False,
         system: str | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
         questions_per_batch: int = 16,
         label: str | None = None,
         seed: int = 1,
@@ -96,13 +98,14 @@ class LabelSteps:
         self.method_name, self.method = method, METHODS[method]
         self.completions = Completions(self.responder, rollouts, seed)
         self.delimiter, self.chat, self.system = delimiter, chat, system
+        self.chat_template_kwargs = chat_template_kwargs
         self.questions_per_batch = questions_per_batch
 
     def run(self) -> None:
         """Labels what is missing, and prints a summary."""
         solutions = self._solutions()
         tokenizer = self.responder.tokenizer()
-        renderer = Renderer(tokenizer, self.chat, self.system)
+        renderer = Renderer(tokenizer, self.chat, self.system, self.chat_template_kwargs)
         output = Output(self.out, self._settings())
         written = output.open()
         self._take_up(output, written, solutions)
@@ -139,6 +142,7 @@ class LabelSteps:
             "delimiter": self.delimiter,
             "chat": self.chat,
             "system": self.system,
+            **template_settings(self.chat_template_kwargs),
             "seed": self.completions.seed,
         }
 

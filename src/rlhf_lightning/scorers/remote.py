@@ -177,5 +177,5 @@ def _item(prompt: Prompt, rollout: Rollout, b: int) -> dict[str, Any]:
         "response": rollout.texts[b],
         "finished": bool(rollout.finished[b]),
     }
-    turns = prompt.problem.metadata.get("messages")
+    turns = prompt.problem.turns
     return item | ({"messages": [{"role": t["role"], "content": t["content"]} for t in turns]} if turns else {})
