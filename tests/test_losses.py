@@ -64,7 +64,14 @@ def test_clip_cov_marks_some_of_the_eligible():
     loss = ClipCov(share=0.4, cov_low=0.3, cov_high=0.4)
     assert loss.mark(OLD, ADVANTAGES, MASK, seed=0).tolist() == [[True, False, False], [False, True, False]]
     assert int(ClipCov(share=0.2, cov_low=0.3, cov_high=0.4).mark(OLD, ADVANTAGES, MASK, seed=0).sum()) == 1
-    assert not ClipCov(share=0.19).mark(OLD, ADVANTAGES, MASK, seed=0).any()
+    assert not ClipCov(share=0.4).mark(OLD, ADVANTAGES, MASK, seed=0).any()  # none is within 1 and 5
+
+
+@pytest.mark.parametrize("loss", [ClipCov(share=1e-4, cov_low=-9.0, cov_high=9.0), KLCov(share=1e-4)])
+def test_small_updates_have_one_token_marked(loss):
+    """A ten-thousandth of five tokens is none, and the loss would be another one, without a word."""
+    assert int(loss.mark(OLD, ADVANTAGES, MASK, seed=0).sum()) == 1
+    assert not type(loss)(share=0.0).mark(OLD, ADVANTAGES, MASK, seed=0).any()
 
 
 def test_kl_cov_marks_the_largest():

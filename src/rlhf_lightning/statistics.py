@@ -22,8 +22,9 @@ _RATIO_PLACES = {"min": 0.0, "q01": 0.01, "q50": 0.5, "q99": 0.99, "max": 1.0}
 
 
 def of_rewards(name: str, values: Tensor) -> dict[str, float]:
-    """Mean and population standard deviation of (B,) rewards."""
-    return {f"{name}_mean": float(values.mean()), f"{name}_std": float(values.std(correction=0))}
+    """Mean and population standard deviation of (B,) rewards; the latter is 0 where all are the same."""
+    all_of_them = torch.ones_like(values, dtype=torch.bool)
+    return {f"{name}_mean": float(values.mean()), f"{name}_std": float(masked_var(values, all_of_them).sqrt())}
 
 
 def of_experience(experience: Experience) -> dict[str, float]:

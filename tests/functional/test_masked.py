@@ -67,6 +67,36 @@ def test_equal_values_whiten_to_almost_nothing():
     assert whitened.abs().max() < 1e-3
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("value", [0.1, 1000.1, -1e8, 1e-30])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (7, 9001)])
+def test_equal_values_have_no_variance_and_whiten_to_nothing(dtype, value, shape):
+    x = torch.full(shape, value, dtype=dtype)
+    mask = torch.ones(shape, dtype=torch.bool)
+    rounding = 4 * torch.finfo(dtype).eps * abs(value)
+    assert abs(masked_mean(x, mask) - x[0, 0]) <= rounding
+    assert masked_var(x, mask).item() == 0.0 and not masked_var(x, mask, dim=1).any()
+    assert not masked_whiten(x, mask).any()
+    assert (masked_whiten(x, mask, shift_mean=False) - x).abs().max() <= rounding
+
+
+def test_values_equal_but_for_rounding_whiten_to_nothing():
+    x = torch.tensor([[1000.1, 1000.1]])
+    x[0, 1] = torch.nextafter(x[0, 1], torch.tensor(math.inf))
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    assert x[0, 0] != x[0, 1]
+    assert not masked_whiten(x, mask).any() and masked_var(x, mask) == 0
+
+
+@pytest.mark.parametrize("offset", [0.0, 1000.0, 1e6])
+def test_a_large_offset_changes_no_whitened_value(offset):
+    """A quarter apart is exact in float32 up to 4 million; sums over 30,000 such values are not."""
+    x = torch.arange(30_000).remainder(5).float()[None] / 4 + offset
+    found = masked_whiten(x, torch.ones(1, 30_000, dtype=torch.bool))
+    expected = (torch.arange(30_000).remainder(5).double() / 4 - 0.5) / 0.125**0.5
+    torch.testing.assert_close(found[0], expected.float(), atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("function", [*REDUCTIONS, masked_whiten])
 def test_gradient(function):
     x = torch.randn(2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1), requires_grad=True)

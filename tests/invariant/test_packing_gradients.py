@@ -183,6 +183,15 @@ class TestUpdatesOf:
         ((batch,),) = plan(aggregation="constant")
         assert batch.weights[0].tolist() == pytest.approx([1 / 96] * 4 + [0, 0])
 
+    def test_the_constant_is_one_whatever_is_masked(self):
+        """Responses that were cut off leave the other tokens' weights as they are."""
+        counted = experience().rollout.mask.clone()
+        counted[:5] = False
+        ((batch,),) = plan(aggregation="constant", counted=counted)
+        assert batch.weights[5].tolist() == pytest.approx([1 / 96] * 5 + [0]) and not batch.weights[:5].any()
+        (divided_by,) = update_denominators(experience(), updates=1, aggregation="constant", counted=counted & False)
+        assert divided_by == 16 * 6
+
     def test_sequences_without_advantage_stay(self):
         batches = plan(token_budget=17)[0]
         assert sum(len(batch.packed.mask) for batch in batches) == 16

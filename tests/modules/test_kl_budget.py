@@ -17,7 +17,7 @@ def measured(**changed):
     """A policy that moves, with a KL that is measured and does nothing."""
     adam = partial(torch.optim.AdamW, lr=1e-2)
     sizes = {"prompts_per_rollout": 32, "updates_per_rollout": 4}
-    settings = {"kl_loss": KLTerm("k1", Fixed(0.0)), "optimizer": adam, **sizes}
+    settings = {"kl_loss": KLTerm("k3", Fixed(0.0)), "optimizer": adam, **sizes}
     return grpo(scorers=[EvenTokens()], **{**settings, **changed})
 
 

@@ -163,11 +163,22 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, record, name):
         ({"advantage": Process(), "reward_transforms": [Whiten()]}, "so reward_transforms would do nothing"),
         ({"advantage": ReMax(), "reward_transforms": [GroupNormalize()]}, "ReMax compares.*GroupNormalize would"),
         ({"advantage": ReMax(), "reward_transforms": [Whiten()]}, "Whiten would shift"),
+        ({"kl_loss": KLTerm("k1")}, "gradient of k1 is 0 in the mean.*take k3 or k2"),
+        ({"sampler": InProcessSampler(temperature=0.0)}, "temperature is 0.0, but a policy trains on samples"),
     ],
 )
 def test_parts_that_do_not_go_together_are_refused_before_anything_loads(parts, said):
     with pytest.raises(ConfigError, match=said):
         grpo(**parts)
+
+
+@pytest.mark.parametrize("temperature", [0.0, math.nan])
+@pytest.mark.parametrize("wrap", [lambda sampler: sampler, DynamicSampler])
+def test_a_greedy_sampler_is_refused_before_anything_loads(wrap, temperature):
+    sampler = wrap(InProcessSampler(max_new_tokens=8))
+    object.__setattr__(sampler.params, "temperature", temperature)
+    with pytest.raises(ConfigError, match=f"temperature is {temperature}, but a policy trains on samples"):
+        grpo(sampler=sampler)
 
 
 def test_process_without_step_scores_is_an_error_that_says_so(tmp_path):

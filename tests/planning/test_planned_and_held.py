@@ -32,12 +32,16 @@ def test_a_tiny_policy(model_of, tmp_path):
 
 
 CASES = {
-    "grpo": lambda m: policy_run("GRPOModule", m, new_tokens=96, prompts=8, updates=2, kl_loss=KL),
+    "grpo": lambda m: policy_run(
+        "GRPOModule", m, new_tokens=96, prompts=8, updates=2, kl_loss=KL | {"estimator": "k3"}
+    ),
     "grpo, long responses, several micro-batches": lambda m: policy_run(
         "GRPOModule", m, new_tokens=200, prompts=3, token_budget=1024
     ),
     "grpo, checkpointing": lambda m: policy_run("GRPOModule", m, new_tokens=96, gradient_checkpointing=True),
-    "grpo, adapters": lambda m: policy_run("GRPOModule", m, new_tokens=96, prompts=4, lora={"rank": 8}, kl_loss=KL),
+    "grpo, adapters": lambda m: policy_run(
+        "GRPOModule", m, new_tokens=96, prompts=4, lora={"rank": 8}, kl_loss=KL | {"estimator": "k3"}
+    ),
     "ppo": lambda m: policy_run("PPOModule", m, new_tokens=96, prompts=5, kl_reward=KL),
     "ppo, shared backbone": lambda m: policy_run("PPOModule", m, new_tokens=96, prompts=5, shared_backbone=True),
     "sft": sft_run,

@@ -237,8 +237,21 @@ class Amnesiac(GoodController):
         return {"beta": 0.1}
 
 
+class Runaway(GoodController):
+    """Ziegler's step as it is printed: a rollout of more sequences than the horizon ends it."""
+
+    def update(self, kl, n_sequences):
+        self.beta *= 1 + min(max(kl / 6 - 1, -0.2), 0.2) * n_sequences / 1000
+
+
 @pytest.mark.parametrize(
-    ("cls", "failing"), [(GoodController, set()), (Backwards, {"direction"}), (Amnesiac, {"resumes"})]
+    ("cls", "failing"),
+    [
+        (GoodController, set()),
+        (Backwards, {"direction"}),
+        (Amnesiac, {"resumes"}),
+        (Runaway, {"bounded"}),
+    ],
 )
 def test_kl_controllers(cls, failing):
     assert set(broken(cls)) == failing

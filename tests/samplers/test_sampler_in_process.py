@@ -263,6 +263,8 @@ def test_misuse_is_refused():
     [
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"temperature": -1.0}, "temperature must be 0"),
+        ({"temperature": float("nan")}, "temperature must be 0"),
+        ({"temperature": float("inf")}, "temperature must be 0"),
         ({"top_p": 0.0}, "top_p must be in"),
         ({"stop": [""]}, "stop holds an empty text"),
         ({"dtype": "bfloat"}, "Did you mean 'bfloat16'"),

@@ -137,6 +137,8 @@ def _descend(lines: list[_Line], key: Key, cls: str) -> Refusal:
 
 def _union(errors: _Line, lines: list[_Line]) -> str:
     wanted = [re.sub(r"[.,] [Gg]ot.*$", "", _wording(e.text)).removeprefix("expected ") for e in errors.children]
+    if any(words.startswith("one of ") for words in wanted):  # who mistyped a choice wants to see the choices
+        wanted = [words for words in wanted if words != "None"]
     given = next((line.text.removeprefix("Given value:").strip() for line in lines if "Given value:" in line.text), "")
     return f"expected {' or '.join(dict.fromkeys(wanted))}" + (f", got {given}" if given else "")
 

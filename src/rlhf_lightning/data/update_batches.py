@@ -115,8 +115,8 @@ def update_denominators(
 ) -> list[float]:
     """What each update's aggregation divides by.
 
-    Tokens for ``token-mean``, sequences for the ``seq-*`` modes, and for ``constant`` the sequences times the longest
-    allowed response (Dr. GRPO, arXiv 2503.20783).
+    Tokens that count for ``token-mean``, sequences that have any for the ``seq-*`` modes, and for ``constant`` all
+    sequences times the longest allowed response (Dr. GRPO, arXiv 2503.20783), whether their tokens count or not.
 
     Raises:
         ConfigError: If the mode is unknown, or there are fewer groups than updates.
@@ -218,7 +218,7 @@ def _sequences(mask: Tensor, longest: int) -> float:
 
 
 def _longest_sequences(mask: Tensor, longest: int) -> float:
-    return _sequences(mask, longest) * longest
+    return float(len(mask) * longest)
 
 
 _DENOMINATORS: dict[str, Callable[[Tensor, int], float]] = {

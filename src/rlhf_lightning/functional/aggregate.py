@@ -47,7 +47,7 @@ def aggregation_weights(
     ``token-mean``          ``m / N``              DAPO (arXiv 2503.14476), Eq. 8
     ``seq-mean-token-mean`` ``m / (n_b S)``        GRPO (arXiv 2402.03300), Eq. 3
     ``seq-mean-token-sum``  ``m / S``              the policy gradient of whole sequences (REINFORCE, RLOO)
-    ``constant``            ``m / denominator``    Dr. GRPO (arXiv 2503.20783): S times the longest allowed response
+    ``constant``            ``m / denominator``    Dr. GRPO (arXiv 2503.20783): B times the longest allowed response
     ======================  =====================  ==============================================================
 
     Args:

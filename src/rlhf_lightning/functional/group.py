@@ -2,7 +2,8 @@
 
 A group whose rewards are all equal teaches nothing, and its result here is exactly 0: not rounding noise, which a
 division by a tiny standard deviation would blow up. Equal means equal bit for bit, or within ``TOLERANCE`` roundings of
-the largest magnitude in the group, since 0.1 + 0.2 and 0.3 are the same reward.
+the largest magnitude in the group, since 0.1 + 0.2 and 0.3 are the same reward. Means and deviations are computed in
+float64, so that a small spread around a large mean is not lost; results have the type of the rewards.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ def group_normalize(rewards: Tensor, *, group_size: int, eps: float = 1e-6) -> T
     Raises:
         ValueError: If B is not a multiple of G.
     """
-    centered = group_center(rewards, group_size=group_size).reshape(-1, group_size)
+    centered = group_center(rewards.double(), group_size=group_size).reshape(-1, group_size)
     equal = equal_groups(rewards, group_size=group_size).unsqueeze(1)
     variance = torch.where(equal, 1, centered.square().mean(dim=1, keepdim=True))
-    return (centered / (variance.sqrt() + eps)).reshape(-1)
+    return torch.where(equal, 0, centered / (variance.sqrt() + eps)).reshape(-1).to(rewards.dtype)
 
 
 def group_center(rewards: Tensor, *, group_size: int) -> Tensor:
@@ -55,7 +56,8 @@ def group_center(rewards: Tensor, *, group_size: int) -> Tensor:
     """
     groups = _groups(rewards, group_size)
     equal = equal_groups(rewards, group_size=group_size).unsqueeze(1)
-    return torch.where(equal, 0, groups - groups.mean(dim=1, keepdim=True)).reshape(-1)
+    centered = groups - groups.double().mean(dim=1, keepdim=True)
+    return torch.where(equal, 0, centered).reshape(-1).to(rewards.dtype)
 
 
 def leave_one_out(rewards: Tensor, *, group_size: int) -> Tensor:
@@ -98,10 +100,10 @@ def length_weighted_center(rewards: Tensor, lengths: Tensor, *, group_size: int)
         ValueError: If B is not a multiple of G.
     """
     groups = _groups(rewards, group_size)
-    weights = _groups(lengths.to(rewards.dtype), group_size)
+    weights = _groups(lengths.double(), group_size)
     baseline = (weights * groups).sum(dim=1, keepdim=True) / weights.sum(dim=1, keepdim=True).clamp(min=1)
     equal = equal_groups(rewards, group_size=group_size).unsqueeze(1)
-    return torch.where(equal, 0, groups - baseline).reshape(-1)
+    return torch.where(equal, 0, groups - baseline).reshape(-1).to(rewards.dtype)
 
 
 def equal_groups(rewards: Tensor, *, group_size: int, spread: float = 0.0) -> Tensor:

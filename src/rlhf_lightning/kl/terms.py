@@ -14,11 +14,18 @@ class KLTerms:
 
     Attributes:
         reward: Taken off the token rewards, or None.
-        loss: Added to the loss, or None.
+        loss: Added to the loss, or None; see :meth:`KLTerm.in_loss`.
+
+    Raises:
+        ConfigError: If the term in the loss would hold the policy to nothing.
     """
 
     reward: KLTerm | None = None
     loss: KLTerm | None = None
+
+    def __post_init__(self) -> None:
+        if self.loss is not None:
+            object.__setattr__(self, "loss", self.loss.in_loss())
 
     @property
     def given(self) -> dict[str, KLTerm]:

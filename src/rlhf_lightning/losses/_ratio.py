@@ -1,6 +1,8 @@
-"""What the losses that clip a ratio share: its diagnostics, and the check of its bounds."""
+"""What losses share: the ratio's diagnostics, the check of its bounds, and how many tokens a share of them is."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -26,3 +28,8 @@ def check_clip(name: str, low: float, high: float) -> None:
     """
     if not 0 < low < 1 or not high > 0:
         raise ConfigError(f"policy loss {name}: low must be in (0, 1) and high above 0, got {low} and {high}")
+
+
+def share_of(mask: Tensor, share: float) -> int:
+    """``⌊share·N⌋`` of the N counted tokens; 1 where that is none, so that small updates have their share too."""
+    return max(math.floor(share * int(mask.sum())), 1) if share > 0 else 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional import clip_cov_loss, random_marks, token_covariance
-from rlhf_lightning.losses._ratio import check_clip, ratio_diagnostics
+from rlhf_lightning.losses._ratio import check_clip, ratio_diagnostics, share_of
 from rlhf_lightning.protocols import PolicyLoss
 from rlhf_lightning.registry import register
 from rlhf_lightning.types import UpdateBatch
@@ -18,14 +17,16 @@ from rlhf_lightning.types import UpdateBatch
 
 @register("policy_loss", "clip_cov")
 class ClipCov(PolicyLoss):
-    """Clip, and no gradient on ``⌊share·N⌋`` random tokens of high covariance (Cui et al., arXiv 2505.22617).
+    """Clip, and no gradient on ``max(⌊share·N⌋, 1)`` random tokens of high covariance (Cui et al., arXiv 2505.22617).
 
     A token's covariance is ``(log π − mean)(A − mean)`` over the N tokens of an update. The paper takes log π of the
     policy being trained; ours is of the one before the update, so that the choice is made once for the whole update
-    and does not depend on how it is cut into micro-batches.
+    and does not depend on how it is cut into micro-batches. As in its code, small updates have one token chosen. Where
+    no token's covariance is within the bounds there is none to choose: ``covariance/marked`` then is 0, and the loss is
+    ``clip``.
 
     Args:
-        share: r, the share of an update's tokens, in [0, 1].
+        share: r, the share of an update's tokens, in [0, 1]; 0 chooses none.
         cov_low: Least covariance of the tokens to choose from.
         cov_high: Largest.
         low: How far the ratio may fall below 1.
@@ -46,7 +47,7 @@ class ClipCov(PolicyLoss):
         """The tokens that get no gradient."""
         covariance = token_covariance(old, advantages, mask)
         eligible = mask & (covariance >= self.cov_low) & (covariance <= self.cov_high)
-        return random_marks(eligible, count=math.floor(self.share * int(mask.sum())), seed=seed)
+        return random_marks(eligible, count=share_of(mask, self.share), seed=seed)
 
     def __call__(self, new: Tensor, batch: UpdateBatch) -> tuple[Tensor, Mapping[str, Tensor]]:
         """The loss, the ratio, and which tokens were marked."""

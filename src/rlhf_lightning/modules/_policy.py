@@ -25,6 +25,7 @@ from rlhf_lightning.modules.plan import (
     check_bootstrap,
     check_estimator,
     check_group_size,
+    check_temperature,
     check_token_budget,
 )
 from rlhf_lightning.modules.sharing import own_batches
@@ -62,7 +63,7 @@ class PolicyModule(ExploringModule):
         policy_loss: Surrogate objective.
         scorer_weights: One weight a scorer; all 1 when not given.
         kl_reward: KL penalty taken off the token rewards.
-        kl_loss: KL penalty added to the loss.
+        kl_loss: KL penalty added to the loss; by k3 when its estimator is not given, and never by k1.
         reference: Where the frozen reference comes from; the policy's own start when not given.
         metrics: Further numbers to compute of each rollout.
         prompts_per_rollout: P.
@@ -93,8 +94,8 @@ class PolicyModule(ExploringModule):
             forward of it a rollout. ``−policy/logprob_mean`` is an unbiased estimate of it that costs nothing.
 
     Raises:
-        ConfigError: If the batch sizes cannot be, group statistics lack samples, or the advantage estimator wants a
-            critic where there is none.
+        ConfigError: If the batch sizes cannot be, the sampler is greedy, group statistics lack samples, the advantage
+            estimator wants a critic where there is none, or a part would do nothing.
     """
 
     def __init__(
@@ -133,6 +134,7 @@ class PolicyModule(ExploringModule):
         super().__init__(policy, sampler, optimizer, warmup_updates, max_grad_norm, lora, gradient_checkpointing, seed)
         sizes = (prompts_per_rollout, samples_per_prompt, updates_per_rollout, epochs_per_rollout, token_budget)
         self.plan = BatchPlan(*sizes)
+        check_temperature(sampler)
         check_group_size(samples_per_prompt, [sampler, advantage, *reward_transforms])
         check_estimator(advantage, reward_transforms, kl_reward, has_critic=self.has_critic)
         check_choice(aggregation, AGGREGATION_MODES, "aggregation")

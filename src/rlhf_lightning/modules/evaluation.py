@@ -13,6 +13,7 @@ from rlhf_lightning.functional import best_of_n
 from rlhf_lightning.pipeline import raw_rewards, transform
 from rlhf_lightning.protocols import RewardTransform, Sampler, Scorer
 from rlhf_lightning.scorers import MixtureScorer, VerifierScorer, combine
+from rlhf_lightning.statistics import of_rewards
 from rlhf_lightning.types import Experience, Prompt, Rollout, Scores
 
 
@@ -55,9 +56,8 @@ def evaluate(
     metrics = accuracy_metrics(rollout, verifier(rollout))
     if proxy is None:
         return metrics
-    values = proxy(rollout).values.float()
-    own = {"held_out/proxy": float(values.mean()), "held_out/proxy_std": float(values.std(correction=0))}
-    return {**metrics, **own}
+    measured = of_rewards("held_out/proxy", proxy(rollout).values.float())
+    return {**metrics, "held_out/proxy": measured.pop("held_out/proxy_mean"), **measured}
 
 
 def proxy_of(scorer: MixtureScorer) -> Scorer | None:

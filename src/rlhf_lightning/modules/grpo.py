@@ -32,7 +32,7 @@ class GRPOModule(PolicyModule):
         reward_transforms: Steps from score to reward, in this order; none when not given.
         advantage: Advantage estimator; ``group`` when not given.
         policy_loss: Surrogate objective; ``clip`` when not given.
-        kl_loss: KL penalty added to the loss; none when not given.
+        kl_loss: KL penalty added to the loss, by k3 unless it says otherwise; none when not given.
     """
 
     def __init__(

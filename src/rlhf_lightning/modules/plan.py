@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -111,6 +112,20 @@ def check_bootstrap(advantage: AdvantageEstimator, *, wanted: bool) -> None:
         raise ConfigError(
             f"truncated: bootstrap gives what a critic says after the last token, which advantage "
             f"{type(advantage).__name__} does not read: take PPOModule with gae, or truncated: keep or mask"
+        )
+
+
+def check_temperature(sampler: Sampler) -> None:
+    """Refuses to train on greedy responses: they are all the same, and log-probs divide by the temperature.
+
+    Raises:
+        ConfigError: Naming the temperature.
+    """
+    temperature = sampler.params.temperature
+    if not 0 < temperature < math.inf:
+        raise ConfigError(
+            f"sampler {type(sampler).__name__}: temperature is {temperature}, but a policy trains on samples, which "
+            "need one above 0 (1 is the model's own distribution); held-out responses are greedy whatever it is"
         )
 
 

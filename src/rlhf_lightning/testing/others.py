@@ -33,6 +33,29 @@ def controller_direction(make: Callable[[], KLController]) -> None:
         violated((controller.value - before) * sign < 0, f"KL of {kl} moved it from {before} to {controller.value}")
 
 
+def controller_bounded(make: Callable[[], KLController]) -> None:
+    """Whatever is measured, of however many sequences: finite, not negative, and able to move on."""
+    for kl, n_sequences in ((0.0, 10**9), (1e9, 10**9), (math.nan, 64), (math.inf, 64)):
+        controller = make()
+        moves = _moves(make())
+        for _ in range(3):
+            controller.update(kl, n_sequences)
+        value = controller.value
+        violated(not 0 <= value < math.inf, f"a KL of {kl} of {n_sequences} sequences moved it to {value}")
+        violated(
+            moves and not _moves(controller), f"after a KL of {kl} of {n_sequences} sequences it is {value} for good"
+        )
+
+
+def _moves(controller: KLController) -> bool:
+    """Whether a KL far above and far below any target changes the coefficient."""
+    seen = {controller.value}
+    for kl in (1e9, 0.0):
+        controller.update(kl, 64)
+        seen.add(controller.value)
+    return len(seen) > 1
+
+
 def controller_resumes(make: Callable[[], KLController]) -> None:
     """``load_state_dict(state_dict())`` brings it back."""
     first, second = make(), make()
@@ -139,6 +162,7 @@ CHECKS: Mapping[str, Mapping[str, Check]] = {
     "kl_controller": {
         "value": controller_value,
         "direction": controller_direction,
+        "bounded": controller_bounded,
         "resumes": controller_resumes,
     },
     "scorer": {
