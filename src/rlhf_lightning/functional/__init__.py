@@ -5,6 +5,7 @@ counts. Log-probs are in nats, in the order new, old, ref; losses are minimised 
 reduction. ``docs/equations.md`` maps each function to its equation and its tests.
 """
 
+from rlhf_lightning.functional import _rounding as _rounding  # tells MKL to repeat itself, before its first product
 from rlhf_lightning.functional.aggregate import AGGREGATION_MODES, aggregate, aggregation_weights
 from rlhf_lightning.functional.best_of_n import best_of_n, pass_at_n
 from rlhf_lightning.functional.cispo import cispo_loss

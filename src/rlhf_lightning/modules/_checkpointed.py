@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
 
 from rlhf_lightning.functional._products import products_kind, set_products_kind
+from rlhf_lightning.functional._rounding import differences, rounding_of_this_process
 from rlhf_lightning.modules.optim import named_groups
+from rlhf_lightning.process_settings import threads_wake_quickly
 from rlhf_lightning.strategies import Sharding
 from rlhf_lightning.strategies.checkpoints import check_complete, check_identity, check_shapes, shapes
 from rlhf_lightning.strategies.optimizer_states import by_place
@@ -47,6 +51,7 @@ class CheckpointedModule(LightningModule):
             "rollout_index": self.rollout_index,
             "identity": self.identity(),
             "products": products_kind(),
+            "rounding": _rounding(),
             "controllers": {name: controller.state_dict() for name, controller in self.controllers().items()},
         }
 
@@ -79,5 +84,15 @@ class CheckpointedModule(LightningModule):
     def restore(self, saved: Mapping[str, Any]) -> None:
         """The controllers and the kind of matrix products, of what ``on_save_checkpoint`` saved under ``rlhf``."""
         set_products_kind(saved.get("products", products_kind()))
+        if other := differences(_rounding(), saved.get("rounding", {})):
+            rank_zero_warn(
+                f"The checkpoint was computed otherwise ({other}): from here on the run equals the one that it goes on "
+                "with up to rounding, not to the bit."
+            )
         for name, controller in self.controllers().items():
             controller.load_state_dict(saved["controllers"][name])
+
+
+def _rounding() -> dict[str, str | int]:
+    """Idle threads' waiting decides with how many threads small batches are decoded."""
+    return {**rounding_of_this_process(), "threads wake quickly": int(threads_wake_quickly(os.environ))}
