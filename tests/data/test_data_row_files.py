@@ -84,12 +84,12 @@ def test_folders_patterns_and_lists_of_files(tmp_path):
 def test_what_cannot_be_read_is_refused(tmp_path):
     jsonl(tmp_path / "train.jsonl", [1])
     (tmp_path / "empty.jsonl").write_text("\n\n")
-    (tmp_path / "rows.csv").write_text("a")
+    (tmp_path / "rows.xlsx").write_text("a")
     (tmp_path / "no.parquet").write_text("a")
     (tmp_path / "sub").mkdir()
     for path, message in (
         ("trian.jsonl", "no such file. The nearest file there is 'train.jsonl'"),
-        ("rows.csv", "cannot read files of kind '.csv'; known: .jsonl, .parquet"),
+        ("rows.xlsx", "cannot read files of kind '.xlsx'; known: .csv, .json, .jsonl, .ndjson, .parquet, .tsv"),
         ("empty.jsonl", "no rows in this file"),
         ("no.parquet", "not a readable Parquet file"),
         ("sub", "this folder holds no file that can be read"),

@@ -118,7 +118,7 @@ def test_it_pickles_without_its_rows(train):
             "line 1: no field 'answer'. Did you mean 'answers'.*Present: question, an",
         ),
         ('{"question": ["a"], "answer": 1}\n', "line 1: field 'question' must be text or a number, got list"),
-        ('{"question": "a", "answer": null}\n', "line 1: field 'answer' must be text or a number, got NoneType"),
+        ('{"question": "a", "answer": null}\n', "line 1: field 'answer' must be text or a number, got None"),
         ('{"question": " ", "answer": 1}\n', "line 1: field 'question' is empty"),
         ('{"question": "a", "answer": " "}\n', "line 1: field 'answer' holds no answer"),
         ("\n\n", "bad.jsonl: no rows"),
@@ -151,9 +151,9 @@ def test_missing_files_name_the_nearest(train, tmp_path):
         JsonlTask(str(tmp_path / "trian.jsonl")).train_problems()
     with pytest.raises(DataError, match="no folder"):
         JsonlTask(str(tmp_path / "nowhere" / "train.jsonl")).train_problems()
-    with pytest.raises(DataError, match=r"cannot read files of kind '\.csv'; known: \.jsonl, \.parquet"):
-        (tmp_path / "a.csv").write_text("x")
-        JsonlTask(str(tmp_path / "a.csv")).train_problems()
+    with pytest.raises(DataError, match=r"cannot read files of kind '\.xlsx'; known: \.csv, \.json, \.jsonl"):
+        (tmp_path / "a.xlsx").write_text("x")
+        JsonlTask(str(tmp_path / "a.xlsx")).train_problems()
 
 
 @pytest.mark.parametrize(

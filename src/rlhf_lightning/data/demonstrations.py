@@ -10,7 +10,8 @@ from typing import Any
 
 from rlhf_lightning.data._tasks import TaskData, as_list, described, spread
 from rlhf_lightning.data.order import PromptOrder
-from rlhf_lightning.data.rows import Row, question_key, read_rows
+from rlhf_lightning.data.row_files import read_rows
+from rlhf_lightning.data.rows import Row, question_key
 from rlhf_lightning.errors import ConfigError, DataError
 from rlhf_lightning.protocols import Task
 from rlhf_lightning.types import Problem, Prompt

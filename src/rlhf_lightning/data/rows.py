@@ -1,15 +1,20 @@
-"""Rows of JSONL and Parquet files, each with the place it stands at, so that an error can name it."""
+"""One row of a file, and its fields: each knows where it stands, so that an error can name file, row and field."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping
+import math
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from decimal import Decimal
+from typing import Any, NoReturn
 
 from rlhf_lightning.errors import DataError
-from rlhf_lightning.registry import did_you_mean, nearest
+from rlhf_lightning.registry import did_you_mean
+
+_STEP = re.compile(r"\[(-?[0-9]+)\]|([^.\[\]]+)")
+_SEPARATOR = re.compile(r"[/\\]")
+_SPEAKERS = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant"}
 
 
 @dataclass(frozen=True)
@@ -18,65 +23,175 @@ class Row:
 
     Attributes:
         path: The file, as the user gave it.
-        number: Line of a JSONL file, row of a Parquet file, from 1.
+        number: Line of a JSONL file, row of any other, from 1.
         unit: ``"line"`` or ``"row"``.
         fields: The values by field name.
+        name: The file's own name, that tells it from others read with it; the last part of ``path`` when not given.
+        all_text: Whether the format has text alone (CSV), so that numbers are written out in it.
     """
 
     path: str
     number: int
     unit: str
     fields: Mapping[str, Any]
+    name: str = ""
+    all_text: bool = False
 
     @property
     def place(self) -> str:
         """File and line, for messages."""
         return f"{self.path}, {self.unit} {self.number}"
 
+    @property
+    def id(self) -> str:
+        """A name for what stands in the row: its file and number."""
+        return f"{self.name or _SEPARATOR.split(self.path)[-1]}:{self.number}"
+
     def text(self, field: str) -> str:
-        """The text in ``field``; numbers are written out.
+        """The text in ``field``, which may be a path (:meth:`Field.at`); numbers are written out.
 
         Raises:
-            DataError: If the field is missing, or holds neither text nor a number; names the fields there are.
+            DataError: If the field is missing, or holds neither text nor a finite number; names the fields there are.
         """
-        if field not in self.fields:
-            hint = did_you_mean(field, self.fields)
-            raise DataError(f"{self.place}: no field {field!r}.{hint} Present: {', '.join(self.fields) or 'none'}")
-        value = self.fields[field]
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
-            raise DataError(f"{self.place}: field {field!r} must be text or a number, got {type(value).__name__}")
+        return Field.of(self).at(field).text("text or a number")
+
+
+@dataclass(frozen=True)
+class Field:
+    """A value somewhere in a row.
+
+    Attributes:
+        row: The row.
+        path: Where in it, as ``label.steps[2].rating``; "" for the row itself.
+        value: What stands there; None where nothing does.
+    """
+
+    row: Row
+    path: str
+    value: Any
+
+    @classmethod
+    def of(cls, row: Row) -> Field:
+        """The row itself."""
+        return cls(row, "", row.fields)
+
+    def __getitem__(self, name: str) -> Field:
+        """The field of that name.
+
+        Raises:
+            DataError: If there is none; names those there are.
+        """
+        fields = self._mapping()
+        path = f"{self.path}.{name}" if self.path else name
+        if name not in fields:
+            inner = [f"{key}.{below}" for key, value in fields.items() if isinstance(value, Mapping) for below in value]
+            near = did_you_mean(name, [*fields, *inner]) or did_you_mean(name, [key.split(".")[-1] for key in inner])
+            raise DataError(f"{self.row.place}: no field {path!r}.{near} Present: {', '.join(fields) or 'none'}")
+        return Field(self.row, path, fields[name])
+
+    def at(self, path: str) -> Field:
+        """The field at ``reward_model.ground_truth``, ``turns[0]`` or ``messages[-1].content``.
+
+        A field whose own name is the whole path comes first.
+
+        Raises:
+            DataError: If there is none; names those there are.
+        """
+        if isinstance(self.value, Mapping) and path in self.value:
+            return self[path]
+        found = self
+        for index, name in _STEP.findall(path):
+            if not index:
+                found = found[name]
+                continue
+            items = list(found)
+            if not -len(items) <= int(index) < len(items):
+                found.refuse(f"a list that has a place [{index}]", f"{len(items)} items")
+            found = items[int(index)]
+        return found
+
+    def get(self, name: str) -> Field | None:
+        """The field of that name, None where it is missing or null."""
+        return self[name] if self._mapping().get(name) is not None else None
+
+    def __iter__(self) -> Iterator[Field]:
+        """The items of a list."""
+        if not isinstance(self.value, list):
+            self.refuse("a list")
+        return iter([Field(self.row, f"{self.path}[{i}]", item) for i, item in enumerate(self.value)])
+
+    def text(self, expected: str = "text") -> str:
+        """The text; finite numbers are written out."""
+        value = self.value
+        finite = isinstance(value, int | float | Decimal) and not isinstance(value, bool) and math.isfinite(value)
+        if not isinstance(value, str) and not finite:
+            self.refuse(expected)
         return str(value)
 
+    def number(self, expected: str = "a number") -> float:
+        """The finite number; the format's own text for one, where it has nothing but text."""
+        value = self.value
+        if self.row.all_text and isinstance(value, str):
+            try:
+                value = float(value)
+            except ValueError:
+                self.refuse(expected)
+        if isinstance(value, bool) or not isinstance(value, int | float | Decimal) or not math.isfinite(value):
+            self.refuse(expected)
+        return float(value)
 
-def read_rows(path: str) -> list[Row]:
-    """All rows of a file; the suffix says how it is read (:data:`READERS`).
+    def whole(self) -> int:
+        """The whole number that is not negative."""
+        value = self.value
+        if self.row.all_text and isinstance(value, str) and value.isdecimal():
+            return int(value)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            self.refuse("a whole number from 0 on")
+        return int(value)
 
-    Args:
-        path: A ``.jsonl`` or ``.parquet`` file. Empty lines of a JSONL file are skipped.
+    def flag(self) -> bool:
+        """The truth value."""
+        if self.row.all_text and str(self.value).lower() in ("true", "false"):
+            return str(self.value).lower() == "true"
+        if not isinstance(self.value, bool):
+            self.refuse("true or false")
+        return bool(self.value)
 
-    Raises:
-        DataError: If the file is missing (names the nearest file of its folder), of another kind, malformed (names the
-            line), or has no rows.
-    """
-    file = readable_file(path)
-    rows = list(READERS[file.suffix.lower()](path, file))
-    if not rows:
-        raise DataError(f"{path}: no rows in this file")
-    return rows
+    def label(self) -> float | None:
+        """A probability of being right: a number from 0 to 1, true or false; None where it is null."""
+        empty = self.value is None or (self.row.all_text and self.value == "")
+        if empty or isinstance(self.value, bool):
+            return None if empty else float(self.value)
+        if self.row.all_text and str(self.value).lower() in ("true", "false"):
+            return float(self.flag())
+        number = self.number("a number from 0 to 1, or null")
+        return number if 0 <= number <= 1 else self.refuse("a number from 0 to 1, or null")
 
+    def turns(self) -> list[dict[str, str]]:
+        """A conversation: a list of ``{role, content}``, not empty.
 
-def readable_file(path: str) -> Path:
-    """The file of that name, of a kind that can be read.
+        Turns of ``{from, value}``, contents in parts that are all text, and a table of ``role`` and ``content``
+        (as ``datasets`` gives some) are brought to that form.
+        """
+        turns = self.value
+        if isinstance(turns, Mapping) and turns and all(isinstance(column, list) for column in turns.values()):
+            turns = [dict(zip(turns, row, strict=False)) for row in zip(*turns.values(), strict=False)]
+        found = [_turn(turn) for turn in turns] if isinstance(turns, list) else []
+        if not found or None in found:
+            self.refuse("a list of {role, content}")
+        return [turn for turn in found if turn is not None]
 
-    Raises:
-        DataError: If it is missing (names the nearest file of its folder), or of another kind.
-    """
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise DataError(_missing(path, file))
-    if file.suffix.lower() not in READERS:
-        raise DataError(f"{path}: cannot read files of kind {file.suffix!r}; known: {', '.join(sorted(READERS))}")
-    return file
+    def refuse(self, expected: str, got: str | None = None) -> NoReturn:
+        """Raises DataError with what was expected here, and what stands here."""
+        simple = isinstance(self.value, str | int | float | None)
+        shown = got or (repr(self.value) if simple else type(self.value).__name__)
+        shown = shown if len(shown) <= 60 else shown[:60] + "…"
+        raise DataError(f"{self.row.place}: field {self.path!r} must be {expected}, got {shown}")
+
+    def _mapping(self) -> Mapping[str, Any]:
+        if not isinstance(self.value, Mapping):
+            self.refuse("an object")
+        return self.value  # type: ignore[no-any-return]
 
 
 def question_key(question: str) -> str:
@@ -84,51 +199,21 @@ def question_key(question: str) -> str:
     return " ".join(question.split())
 
 
-def _jsonl(path: str, file: Path) -> Iterator[Row]:
-    for number, line in enumerate(file.read_bytes().split(b"\n"), start=1):
-        if line.strip():
-            yield Row(path, number, "line", json_object(line, f"{path}, line {number}"))
+def _turn(turn: Any) -> dict[str, str] | None:
+    """A turn as ``{role, content}``; None if it is none."""
+    if not isinstance(turn, Mapping):
+        return None
+    speaker, role = turn.get("from"), turn.get("role")
+    role = _SPEAKERS.get(speaker, speaker) if role is None and isinstance(speaker, str) else role
+    content = turn.get("content") if turn.get("content") is not None else turn.get("value")
+    if isinstance(content, list):
+        parts = [_part(part) for part in content]
+        content = None if None in parts else "".join(part or "" for part in parts)
+    return {"role": role, "content": content} if isinstance(role, str) and isinstance(content, str) else None
 
 
-def json_object(line: bytes, place: str) -> dict[str, Any]:
-    """The JSON object that a line holds.
-
-    Raises:
-        DataError: If it is no UTF-8, no JSON, or no object; the text starts with ``place``.
-    """
-    try:
-        value = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{place}: not UTF-8 text ({error.reason} at byte {error.start + 1})") from error
-    except json.JSONDecodeError as error:
-        raise DataError(f"{place}: not valid JSON, {error.msg} at column {error.colno}") from error
-    if not isinstance(value, dict):
-        raise DataError(f"{place}: must be a JSON object, got {type(value).__name__}")
-    return value
-
-
-def _parquet(path: str, file: Path) -> Iterator[Row]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(file)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a readable Parquet file: {error}") from error
-    for number, fields in enumerate(table.to_pylist(), start=1):
-        yield Row(path, number, "row", fields)
-
-
-READERS: dict[str, Callable[[str, Path], Iterator[Row]]] = {".jsonl": _jsonl, ".parquet": _parquet}
-"""How each kind of file is read, by suffix."""
-
-
-def _missing(path: str, file: Path) -> str:
-    if file.is_dir():
-        return f"{path}: is a folder, not a file"
-    if not file.parent.is_dir():
-        return f"{path}: no such file, and no folder {file.parent} either"
-    names = sorted(p.name for p in file.parent.iterdir() if p.is_file())
-    near = nearest(file.name, names) or next((n for n in names if Path(n).suffix in READERS), None)
-    hint = f" The nearest file there is {near!r}" if near else f" {file.parent} holds no file that can be read"
-    return f"{path}: no such file.{hint}"
+def _part(part: Any) -> str | None:
+    """The text of a part of a turn; None if it is a picture or the like."""
+    if isinstance(part, Mapping) and part.get("type", "text") == "text":
+        part = part.get("text") if part.get("text") is not None else part.get("value")
+    return part if isinstance(part, str) else None

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rlhf_lightning.data.rows import Row, read_rows
+from rlhf_lightning.data.row_files import read_rows
+from rlhf_lightning.data.rows import Row
 from rlhf_lightning.errors import DataError
 from rlhf_lightning.reward_types import JudgedGroup, JudgedResponse
 from rlhf_lightning.types import Problem

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
 
-from rlhf_lightning.data.rows import Row, read_rows
+from rlhf_lightning.data.row_files import read_rows
+from rlhf_lightning.data.rows import Row
 from rlhf_lightning.errors import DataError
 from rlhf_lightning.labelling.rollouts import answer_of
 from rlhf_lightning.protocols import Task

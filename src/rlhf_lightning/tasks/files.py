@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from rlhf_lightning.data.rows import Row, question_key, read_rows
+from rlhf_lightning.data.row_files import read_rows
+from rlhf_lightning.data.rows import Row, question_key
 from rlhf_lightning.data.seeding import derive_seed
 from rlhf_lightning.errors import ConfigError, DataError
 from rlhf_lightning.protocols import Task

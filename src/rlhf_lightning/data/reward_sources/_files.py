@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from abc import abstractmethod
 from array import array
 from collections import Counter
@@ -11,9 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from rlhf_lightning.data.questions import question_number
-from rlhf_lightning.data.reward_sources._fields import Field
 from rlhf_lightning.data.row_files import RowFile, open_rows
-from rlhf_lightning.data.rows import Row
+from rlhf_lightning.data.rows import Field
 from rlhf_lightning.data.seeding import derive_seed
 from rlhf_lightning.errors import ConfigError, DataError
 from rlhf_lightning.protocols import RewardSource
@@ -177,11 +175,3 @@ _COUNTED = ("responses", "pairs", "labelled steps")
 def _tally(group: JudgedGroup) -> tuple[int, int, int]:
     steps = sum(step.label is not None for response in group.responses for step in response.steps)
     return len(group.responses), len(group.pairs), steps
-
-
-def row_id(row: Row) -> str:
-    """A name for what stands in a row: its file and number."""
-    return f"{_SEPARATOR.split(row.path)[-1]}:{row.number}"
-
-
-_SEPARATOR = re.compile(r"[/\\]")

@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from rlhf_lightning.data.reward_sources._fields import Field
-from rlhf_lightning.data.reward_sources._files import FileSource, row_id
+from rlhf_lightning.data.reward_sources._files import FileSource
+from rlhf_lightning.data.rows import Field
 from rlhf_lightning.errors import ConfigError, DataError
 from rlhf_lightning.registry import check_choice, register
 from rlhf_lightning.reward_types import JudgedGroup, JudgedResponse, Pair
@@ -49,7 +49,7 @@ def plain(fields: Field, chat: bool) -> Compared:
         turns = ahead or prompt.turns() if prompt else ahead
         return Compared(_conversation(fields, turns, chat), chosen, rejected)
     metadata = {"place": fields.row.place}
-    return Compared(Problem(row_id(fields.row), prompt.text(), metadata=metadata), chosen, rejected)
+    return Compared(Problem(fields.row.id, prompt.text(), metadata=metadata), chosen, rejected)
 
 
 def ultrafeedback(fields: Field, chat: bool) -> Compared:
@@ -78,7 +78,7 @@ def hh(fields: Field, chat: bool) -> Compared:
     if chat:
         return Compared(_conversation(fields, turns, chat), chosen.strip(), rejected.strip())
     metadata = {"place": fields.row.place, "messages": turns}
-    return Compared(Problem(row_id(fields.row), question, metadata=metadata), chosen, rejected)
+    return Compared(Problem(fields.row.id, question, metadata=metadata), chosen, rejected)
 
 
 PRESETS: dict[str, Callable[[Field, bool], Compared]] = {"plain": plain, "hh": hh, "ultrafeedback": ultrafeedback}
@@ -165,7 +165,7 @@ def _conversation(fields: Field, turns: Turns, chat: bool, id: str | None = None
             "set data's chat: true"
         )
     question = next((turn["content"] for turn in reversed(turns) if turn["role"] == "user"), "")
-    return Problem(id or row_id(fields.row), question, metadata={"place": fields.row.place, "messages": turns})
+    return Problem(id or fields.row.id, question, metadata={"place": fields.row.place, "messages": turns})
 
 
 def _dialogue(field: Field) -> tuple[Turns, str, str]:

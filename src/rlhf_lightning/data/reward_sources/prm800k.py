@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rlhf_lightning.data.reward_sources._fields import Field
-from rlhf_lightning.data.reward_sources._files import FileSource, row_id
+from rlhf_lightning.data.reward_sources._files import FileSource
 from rlhf_lightning.data.reward_sources._joined import joined
+from rlhf_lightning.data.rows import Field
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.registry import register
 from rlhf_lightning.reward_types import JudgedGroup, JudgedResponse
@@ -94,7 +94,7 @@ class PRM800K(FileSource):
             return None
         answer = question.get("ground_truth_answer")
         metadata = {"place": fields.row.place}
-        problem = Problem(row_id(fields.row), question["problem"].text(), answer.text() if answer else "", metadata)
+        problem = Problem(fields.row.id, question["problem"].text(), answer.text() if answer else "", metadata)
         return JudgedGroup(problem, self.label, responses)
 
     def _responses(self, steps: Field, reason: str) -> tuple[JudgedResponse, ...]:

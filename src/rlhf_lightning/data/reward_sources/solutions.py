@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from rlhf_lightning.data.reward_sources._fields import Field
 from rlhf_lightning.data.reward_sources._files import FileSource
+from rlhf_lightning.data.rows import Field
 from rlhf_lightning.data.steps import step_ends
 from rlhf_lightning.errors import DataError
 from rlhf_lightning.registry import register

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator
 
 from rlhf_lightning.data.questions import question_number
-from rlhf_lightning.data.reward_sources._fields import Field
-from rlhf_lightning.data.reward_sources._files import FileSource, row_id
+from rlhf_lightning.data.reward_sources._files import FileSource
 from rlhf_lightning.data.reward_sources._joined import joined
+from rlhf_lightning.data.rows import Field
 from rlhf_lightning.registry import register
 from rlhf_lightning.reward_types import JudgedGroup, JudgedResponse
 from rlhf_lightning.types import Problem
@@ -28,7 +28,7 @@ class StepSource(FileSource):
 
     def judged(self, fields: Field, question: str, response: JudgedResponse) -> JudgedGroup:
         """A group of this one response."""
-        problem = Problem(row_id(fields.row), question, metadata={"place": fields.row.place})
+        problem = Problem(fields.row.id, question, metadata={"place": fields.row.place})
         return JudgedGroup(problem, self.label, (response,))
 
 
