@@ -16,6 +16,8 @@ class SamplingParams:
         top_k: Keep the k most likely tokens; 0 keeps all.
         top_p: Keep the smallest set of tokens whose probability reaches this; 1 keeps all.
         stop: Texts that end a response when they appear in it. They stay in the response.
+        keep_special_tokens: Whether the texts of responses, stop texts included, have the special tokens that the
+            policy wrote (``<think>``, ``<|im_start|>``); those that end them, and padding, are always left out.
 
     Raises:
         ValueError: If a value is out of range.
@@ -26,6 +28,7 @@ class SamplingParams:
     top_k: int = 0
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
+    keep_special_tokens: bool = True
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:

@@ -30,7 +30,7 @@ class Rollout:
         logprobs: (B, T) log-probs of the distribution really sampled from (temperature and support included); 0 off
             the mask. For greedy decoding: of the untempered full distribution.
         finished: (B,) True where the response ended by itself (end-of-sequence or stop text), False where cut off.
-        texts: B decoded responses, special tokens left out.
+        texts: B decoded responses, without what ends them, and with other special tokens where ``params`` keeps them.
         params: How they were drawn.
         weights_version: Version of the policy weights they were drawn from.
     """

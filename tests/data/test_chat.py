@@ -1,8 +1,8 @@
 from datetime import date
 
 import pytest
+from tests.chats import FAMILIES, GEMMA, LLAMA, QWEN, family_tokenizer
 
-from chats import FAMILIES, GEMMA, LLAMA, QWEN, family_tokenizer
 from rlhf_lightning.data.chat import end_of_turn
 from rlhf_lightning.data.demonstrations import DemonstrationData
 from rlhf_lightning.data.prompts import PromptData

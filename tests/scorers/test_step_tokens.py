@@ -1,7 +1,10 @@
 """A process model's scores on the policy's tokens."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from tests.chats import QWEN, family_tokenizer
 
 from rlhf_lightning.reward_types import ResponseScore
 from rlhf_lightning.scorers import RewardModelScorer, combine
@@ -32,7 +35,7 @@ def rollout(rows: list[list[int]], tokenizer) -> Rollout:
         logprobs=torch.zeros(mask.shape),
         finished=torch.ones(len(rows), dtype=torch.bool),
         texts=tuple(tokenizer.batch_decode(rows, skip_special_tokens=True)),
-        params=SamplingParams(),
+        params=SamplingParams(keep_special_tokens=False),
     )
 
 
@@ -100,3 +103,11 @@ def test_an_outcome_model_gives_none(models):
     scorer = RewardModelScorer(str(models["outcome"]))
     scorer.bind_tokenizer(tokenizer)
     assert scorer(rollout([[1, 2, 0]], tokenizer)).steps is None
+
+
+def test_special_tokens_count_as_text_where_the_texts_have_them():
+    tokenizer = family_tokenizer(QWEN)
+    tokens = tokenizer("<think>a\nb</think>c<|im_end|>", add_special_tokens=False)["input_ids"]
+    kept = replace(rollout([tokens], tokenizer), texts=("<think>a\nb</think>c",), params=SamplingParams())
+    placed = step_scores([ResponseScore(9.0, (0.25, 0.5))], kept, tokenizer, "\n")
+    assert placed.values.tolist() == [[0.0, 0.25, 0.0, 0.0, 0.0, 0.5, 9.0]]

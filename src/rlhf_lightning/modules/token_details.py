@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from rlhf_lightning.samplers.texts import decoded
 from rlhf_lightning.types import Experience
 
 if TYPE_CHECKING:
@@ -34,7 +35,12 @@ def token_details(experience: Experience, sequence: int, tokenizer: PreTrainedTo
         return None if values is None else values[sequence, :length].tolist()
 
     return {
-        "tokens": token_pieces(rollout.tokens[sequence, :length].tolist(), rollout.texts[sequence], tokenizer),
+        "tokens": token_pieces(
+            rollout.tokens[sequence, :length].tolist(),
+            rollout.texts[sequence],
+            tokenizer,
+            special=rollout.params.keep_special_tokens,
+        ),
         "logprobs": row(experience.old_logprobs),
         "ref_logprobs": row(experience.ref_logprobs),
         "values": row(experience.values),
@@ -42,22 +48,25 @@ def token_details(experience: Experience, sequence: int, tokenizer: PreTrainedTo
     }
 
 
-def token_pieces(tokens: Sequence[int], text: str, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+def token_pieces(
+    tokens: Sequence[int], text: str, tokenizer: PreTrainedTokenizerBase, *, special: bool = False
+) -> list[str]:
     """Cuts ``text`` into one piece a token; joined, the pieces are ``text``, whatever the tokenizer does.
 
-    A token without text of its own has an empty piece: a special token, or the beginning of a character whose bytes
-    are spread over several tokens (its last one has the character). What the tokenizer changes when it joins tokens,
-    or leaves unfinished at the end, goes to the last token.
+    A token without text of its own has an empty piece: one that ends the response, or the beginning of a character
+    whose bytes are spread over several tokens (its last one has the character). What the tokenizer changes when it
+    joins tokens, or leaves unfinished at the end, goes to the last token.
 
     Args:
         tokens: Token ids.
-        text: What they decode to, special tokens left out.
+        text: What they decode to, without what ends them.
         tokenizer: Decodes them.
+        special: Whether special tokens are part of the text.
     """
     ids, pieces = list(tokens), list[str]()
     before, last, done = 0, 0, 0  # the last two places where a piece ended, in tokens; and in characters
     for end in range(1, len(ids) + 1):
-        known, longer = (str(tokenizer.decode(ids[before:to], skip_special_tokens=True)) for to in (last, end))
+        known, longer = (decoded(tokenizer, ids[before:to], special=special) for to in (last, end))
         piece = longer[len(known) :]
         fits = bool(piece) and text.startswith(piece, done)
         pieces.append(piece if fits else "")

@@ -8,16 +8,24 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from rlhf_lightning.data.chat import end_of_turn
+from rlhf_lightning.samplers.texts import decoded
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """All end-of-sequence tokens that generation config, model config or tokenizer name, sorted."""
+    """All tokens that end a response, sorted.
+
+    They are the end-of-sequence tokens that generation config, model config and tokenizer name, and the one with which
+    the chat template ends a turn.
+    """
     named = [
         getattr(getattr(model, "generation_config", None), "eos_token_id", None),
         getattr(model.config, "eos_token_id", None),
         tokenizer.eos_token_id,
+        end_of_turn(tokenizer)[-1:],
     ]
     return tuple(sorted({token for entry in named for token in _as_list(entry)}))
 
@@ -30,13 +38,20 @@ class Endings:
         stop: Stop texts.
         tokenizer: Decodes the tail of a response in which a stop text may have appeared.
         device: Of the responses.
+        special: Whether special tokens count as text.
     """
 
     def __init__(
-        self, eos: Iterable[int], stop: tuple[str, ...], tokenizer: PreTrainedTokenizerBase, device: torch.device
+        self,
+        eos: Iterable[int],
+        stop: tuple[str, ...],
+        tokenizer: PreTrainedTokenizerBase,
+        device: torch.device,
+        *,
+        special: bool = True,
     ) -> None:
         self._eos = torch.tensor(sorted(eos), dtype=torch.int64, device=device)
-        self._stop, self._tokenizer = stop, tokenizer
+        self._stop, self._tokenizer, self._special = stop, tokenizer, special
         self._reach = max((len(text.encode()) for text in stop), default=0) + 8
 
     def find(self, tokens: Tensor, start: int) -> Tensor:
@@ -71,7 +86,7 @@ class Endings:
         return next((n for n in range(start + 1, end + 1) if self._has_stop(row[tail:n])), 0)
 
     def _has_stop(self, tokens: list[int]) -> bool:
-        text = self._tokenizer.decode(tokens, skip_special_tokens=True)
+        text = decoded(self._tokenizer, tokens, special=self._special)
         return any(stop in text for stop in self._stop)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from rlhf_lightning.samplers._loop import Drawn
+from rlhf_lightning.samplers.texts import response_texts
 from rlhf_lightning.types import Prompt, Rollout, SamplingParams
 
 if TYPE_CHECKING:
@@ -40,9 +41,10 @@ def to_rollout(
     drawn: Sequence[Drawn],
     params: SamplingParams,
     tokenizer: PreTrainedTokenizerBase,
+    ends: Collection[int],
     weights_version: int,
 ) -> Rollout:
-    """Joins what was drawn, cut to the longest response, with texts and log-probs."""
+    """Joins what was drawn, cut to the longest response, with texts (without the tokens ``ends``) and log-probs."""
     if not drawn:
         return _empty(prompts, params, weights_version)
     lengths = torch.cat([part.lengths for part in drawn])
@@ -56,7 +58,7 @@ def to_rollout(
         mask=mask,
         logprobs=torch.cat([part.probs for part in drawn])[:, :width].log(),
         finished=torch.cat([part.finished for part in drawn]),
-        texts=tuple(tokenizer.batch_decode(ids, skip_special_tokens=True)),
+        texts=response_texts(tokenizer, ids, ends, special=params.keep_special_tokens),
         params=params,
         weights_version=weights_version,
     )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from rlhf_lightning.samplers.texts import response_texts
 from rlhf_lightning.types import Prompt, Rollout, SamplingParams
 
 if TYPE_CHECKING:
@@ -35,10 +36,11 @@ def rollout_of(
     rows: Sequence[Row],
     params: SamplingParams,
     tokenizer: PreTrainedTokenizerBase,
+    ends: Collection[int],
     weights_version: int,
     device: torch.device,
 ) -> Rollout:
-    """The rollout of B rows, groups contiguous.
+    """The rollout of B rows, groups contiguous; texts are without the tokens ``ends``.
 
     Raises:
         ValueError: If a row has no tokens, or not a log-prob for each.
@@ -48,14 +50,13 @@ def rollout_of(
             raise ValueError(f"response {number}: {len(row.logprobs)} log-probs for {len(row.tokens)} tokens")
     lengths = torch.tensor([len(row.tokens) for row in rows], dtype=torch.int64)
     width = int(lengths.max()) if rows else 0
-    texts = tokenizer.batch_decode([list(row.tokens) for row in rows], skip_special_tokens=True) if rows else []
     return Rollout(
         prompts=tuple(prompts),
         tokens=_padded([row.tokens for row in rows], width, torch.int64).to(device),
         mask=(torch.arange(width) < lengths.unsqueeze(1)).to(device),
         logprobs=_padded([row.logprobs for row in rows], width, torch.float32).to(device),
         finished=torch.tensor([row.finished for row in rows], dtype=torch.bool).to(device),
-        texts=tuple(texts),
+        texts=response_texts(tokenizer, [row.tokens for row in rows], ends, special=params.keep_special_tokens),
         params=params,
         weights_version=weights_version,
     )

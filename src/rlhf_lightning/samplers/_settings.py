@@ -13,7 +13,13 @@ DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in ("float
 
 
 def sampling_params(
-    sampler: str, max_new_tokens: int, temperature: float, top_k: int, top_p: float, stop: list[str] | None
+    sampler: str,
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    stop: list[str] | None,
+    keep_special_tokens: bool = True,
 ) -> SamplingParams:
     """The parameters, checked.
 
@@ -23,7 +29,7 @@ def sampling_params(
     if stop and "" in stop:
         raise ConfigError(f"sampler {sampler}: stop holds an empty text, which would end every response at once")
     try:
-        return SamplingParams(max_new_tokens, temperature, top_k, top_p, tuple(stop or ()))
+        return SamplingParams(max_new_tokens, temperature, top_k, top_p, tuple(stop or ()), keep_special_tokens)
     except ValueError as error:
         raise ConfigError(f"sampler {sampler}: {error}") from error
 

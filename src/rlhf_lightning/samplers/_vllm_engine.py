@@ -213,6 +213,7 @@ class VLLMEngine:
             stop_token_ids=list(eos),
             logprobs=0,
             detokenize=bool(params.stop),
+            **{"skip_special_tokens": not params.keep_special_tokens, "spaces_between_special_tokens": False},
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 

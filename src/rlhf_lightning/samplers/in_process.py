@@ -47,6 +47,8 @@ class InProcessSampler(Sampler):
             type than the trainer's, the log-probs are not exactly the trainer's.
         decoder: Name of a decoder plug-in, or ``auto``: the one of the model's architecture if there is one that
             supports all its features, else ``hf``.
+        keep_special_tokens: Whether texts have the special tokens that the policy wrote, such as ``<think>``, for stop
+            texts and scorers to see; what ends a response, and padding, is always left out.
 
     Attributes:
         params: The first five arguments.
@@ -66,10 +68,13 @@ class InProcessSampler(Sampler):
         batch_size: int = 256,
         dtype: str | None = None,
         decoder: str = "auto",
+        keep_special_tokens: bool = True,
     ) -> None:
         if batch_size < 1:
             raise ConfigError(f"sampler in_process: batch_size must be at least 1, got {batch_size}")
-        self.params = sampling_params("in_process", max_new_tokens, temperature, top_k, top_p, stop)
+        self.params = sampling_params(
+            "in_process", max_new_tokens, temperature, top_k, top_p, stop, keep_special_tokens
+        )
         self.batch_size, self.dtype, self.decoder = batch_size, dtype_of(dtype), decoder
         self._model: PreTrainedModel | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
@@ -148,13 +153,14 @@ class InProcessSampler(Sampler):
         if seeds.shape != (len(prompts) * samples_per_prompt,):
             raise ValueError(f"{len(prompts)}·{samples_per_prompt} seeds expected, got shape {tuple(seeds.shape)}")
         params = params or self.params
-        endings = Endings(eos_token_ids(self._model, self._tokenizer), params.stop, self._tokenizer, self._model.device)
+        eos, special = eos_token_ids(self._model, self._tokenizer), params.keep_special_tokens
+        endings = Endings(eos, params.stop, self._tokenizer, self._model.device, special=special)
         texts, owner = distinct(prompts, samples_per_prompt)
         drawn = [
             self._draw(texts, owner[rows], seeds[rows], params, endings)
             for rows in chunks(len(owner), samples_per_prompt, self.batch_size)
         ]
-        return to_rollout(prompts, drawn, params, self._tokenizer, self._version)
+        return to_rollout(prompts, drawn, params, self._tokenizer, eos, self._version)
 
     @torch.inference_mode()
     def _draw(

@@ -14,6 +14,7 @@ from rlhf_lightning.errors import ConfigError, RemoteError
 from rlhf_lightning.protocols import Sampler
 from rlhf_lightning.registry import register
 from rlhf_lightning.samplers._canary import ask_canary, check_tolerance, compare_canary, tolerance_for
+from rlhf_lightning.samplers._endings import eos_token_ids
 from rlhf_lightning.samplers._fleet import Parcel, cut, hand_over, in_order
 from rlhf_lightning.samplers._policy_client import PolicyServer
 from rlhf_lightning.samplers._rows import Row, rollout_of
@@ -59,6 +60,8 @@ class RemoteSampler(Sampler):
             counts as dead.
         canary_tolerance: Mean difference of log-probs to bear after a sync, nats a token; None: by type, 0.001 for
             float32, 0.125 for bfloat16.
+        keep_special_tokens: Whether texts have the special tokens that the policy wrote, such as ``<think>``, for stop
+            texts and scorers to see; what ends a response, and padding, is always left out.
 
     Raises:
         ConfigError: If a value is out of range, or a url is not to be trusted with what is sent.
@@ -85,8 +88,9 @@ class RemoteSampler(Sampler):
         backoff: float = 0.5,
         heartbeat: float = 5.0,
         canary_tolerance: float | None = None,
+        keep_special_tokens: bool = True,
     ) -> None:
-        self.params = sampling_params("remote", max_new_tokens, temperature, top_k, top_p, stop)
+        self.params = sampling_params("remote", max_new_tokens, temperature, top_k, top_p, stop, keep_special_tokens)
         check_tolerance("remote", canary_tolerance)
         limits = {"requests_per_server": requests_per_server, "bucket_mb": bucket_mb, "heartbeat": heartbeat}
         for name, value in {**limits, "timeout": timeout}.items():
@@ -194,7 +198,8 @@ class RemoteSampler(Sampler):
             self.lost += [str(reason) for _, reason in spread.lost]
             self._ready = [server for server in self._ready if server not in gone]
         rows = in_order(answers, len(prompts))
-        return rollout_of(prompts, rows, params, self._tokenizer, self._version, self._model.device)
+        eos = eos_token_ids(self._model, self._tokenizer)
+        return rollout_of(prompts, rows, params, self._tokenizer, eos, self._version, self._model.device)
 
     def _tell(self, answer: tuple[tuple[int, ...], list[Row]]) -> None:
         if self.on_tokens is not None:

@@ -37,6 +37,8 @@ class ScriptedSampler(Sampler):
             the log-prob of each token of each response, end-of-sequence token included.
         max_new_tokens: Longest response, in tokens, the end-of-sequence token included.
         temperature: Recorded on the rollout; nothing is drawn.
+        keep_special_tokens: Whether texts have the special tokens that the policy wrote, such as ``<think>``, for stop
+            texts and scorers to see; what ends a response, and padding, is always left out.
 
     Raises:
         ConfigError: If not exactly one of ``responses`` and ``path`` is given.
@@ -51,10 +53,11 @@ class ScriptedSampler(Sampler):
         path: str | None = None,
         max_new_tokens: int = 64,
         temperature: float = 1.0,
+        keep_special_tokens: bool = True,
     ) -> None:
         if (responses is None) == (path is None):
             raise ConfigError("sampler scripted: give exactly one of responses and path")
-        self.params = sampling_params("scripted", max_new_tokens, temperature, 0, 1.0, None)
+        self.params = sampling_params("scripted", max_new_tokens, temperature, 0, 1.0, None, keep_special_tokens)
         self._responses, self._logprobs = read_script(Path(path)) if path else (dict(responses or {}), {})
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._eos: tuple[int, ...] = ()
@@ -102,7 +105,7 @@ class ScriptedSampler(Sampler):
             for _ in range(samples_per_prompt):
                 drawn.append(self._drawn(prompt.text, used[prompt.text], params, self._tokenizer))
                 used[prompt.text] += 1
-        return to_rollout(prompts, drawn, params, self._tokenizer, self._version)
+        return to_rollout(prompts, drawn, params, self._tokenizer, self._eos, self._version)
 
     def _drawn(self, text: str, number: int, params: SamplingParams, tokenizer: PreTrainedTokenizerBase) -> Drawn:
         recorded = self._responses.get(text)

@@ -68,6 +68,8 @@ class VLLMSampler(Sampler):
         canary_tolerance: Mean difference of log-probs to bear after a sync, nats a token; None: by type, 0.001 for
             float32, 0.125 for bfloat16.
         engine: Any further arguments of ``vllm.LLM`` (``tensor_parallel_size``, ``gpu_memory_utilization``, …).
+        keep_special_tokens: Whether texts have the special tokens that the policy wrote, such as ``<think>``, for stop
+            texts and scorers to see; what ends a response, and padding, is always left out.
 
     Raises:
         ConfigError: If an argument is out of range.
@@ -91,8 +93,9 @@ class VLLMSampler(Sampler):
         model: str | None = None,
         canary_tolerance: float | None = None,
         engine: dict[str, Any] | None = None,
+        keep_special_tokens: bool = True,
     ) -> None:
-        self.params = sampling_params("vllm", max_new_tokens, temperature, top_k, top_p, stop)
+        self.params = sampling_params("vllm", max_new_tokens, temperature, top_k, top_p, stop, keep_special_tokens)
         _check_temperature(self.params, ConfigError)
         check_choice(lora, ("merged", "adapters"), "sampler vllm: lora")
         check_tolerance("vllm", canary_tolerance)
@@ -219,7 +222,7 @@ class VLLMSampler(Sampler):
         requests = _requests(prompts, samples_per_prompt, seeds)
         eos = eos_token_ids(self._model, self._tokenizer)
         rows = self._engine.generate(requests, params, eos=eos, on_tokens=self.on_tokens)
-        return rollout_of(prompts, rows, params, self._tokenizer, self._version, self._model.device)
+        return rollout_of(prompts, rows, params, self._tokenizer, eos, self._version, self._model.device)
 
     def _started(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> vllm_engine.VLLMEngine:
         if self._engine is not None:

@@ -10,6 +10,7 @@ import torch
 
 from rlhf_lightning.data.steps import step_ends
 from rlhf_lightning.reward_types import ResponseScore
+from rlhf_lightning.samplers.texts import decoded
 from rlhf_lightning.types import Rollout, StepScores
 
 if TYPE_CHECKING:
@@ -37,16 +38,17 @@ def step_scores(
         if score is None:
             continue
         tokens = rollout.tokens[b, :length].tolist()
-        places = [_completes(end, tokens, tokenizer) for end in step_ends(rollout.texts[b], delimiter)]
+        special = rollout.params.keep_special_tokens
+        places = [_completes(end, tokens, tokenizer, special) for end in step_ends(rollout.texts[b], delimiter)]
         for place, value in zip((*places, length - 1), (*score.steps, score.final), strict=True):
             values[b, place], ends[b, place] = value, True
     return StepScores(values.to(rollout.mask.device), ends.to(rollout.mask.device))
 
 
-def _completes(end: int, tokens: list[int], tokenizer: PreTrainedTokenizerBase) -> int:
+def _completes(end: int, tokens: list[int], tokenizer: PreTrainedTokenizerBase, special: bool) -> int:
     """The first token with which the text has ``end`` characters."""
 
     def characters(count: int) -> int:
-        return len(tokenizer.decode(tokens[: count + 1], skip_special_tokens=True))
+        return len(decoded(tokenizer, tokens[: count + 1], special=special))
 
     return min(bisect_left(range(len(tokens)), end, key=characters), len(tokens) - 1)

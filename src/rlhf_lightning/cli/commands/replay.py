@@ -108,7 +108,7 @@ def _number(value: float | None) -> str:
 def _text(report: SequenceReport, tokenizer: Any) -> Any:
     from rich.text import Text
 
-    texts = [tokenizer.decode(list(ids), skip_special_tokens=True) for ids in (report.prompt, report.response)]
+    texts = [tokenizer.decode(list(ids)) for ids in (report.prompt, report.response)]
     prompt, response = (text if len(text) <= 60 else f"{text[:28]} … {text[-28:]}" for text in texts)
     return Text(f"{prompt} → {response}".replace("\n", "⏎"))
 
