@@ -52,6 +52,6 @@ def differences(here: Mapping[str, object], there: Mapping[str, object]) -> str:
     return ", ".join(f"{name}: {there[name] or 'not set'} there, {here[name] or 'not set'} here" for name in names)
 
 
-if torch.backends.mkl.is_available() and is_intel():
+if torch.backends.mkl.is_available() and is_intel():  # type: ignore[no-untyped-call]
     for _name, _value in REPEATABLE.items():
         os.environ.setdefault(_name, _value)
