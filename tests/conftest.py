@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,23 @@ import torch
 
 # A shell has what it starts in the background ignore Ctrl-C, and children inherit that; here it is tested.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def cluttered_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Puts each run of a test elsewhere in memory than the ones before, which it may be compared with."""
+    if "lightning" not in sys.modules:
+        return
+    from lightning import Trainer
+
+    kept: list[torch.Tensor] = []
+    fit = Trainer.fit
+
+    def elsewhere(*given: Any, **settings: Any) -> None:
+        kept.extend(torch.empty(17 * n * len(kept) + n) for n in range(1, 30))
+        fit(*given, **settings)
+
+    monkeypatch.setattr(Trainer, "fit", elsewhere)
 
 
 @pytest.fixture(scope="session")
