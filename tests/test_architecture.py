@@ -28,7 +28,7 @@ FLOORS = [
         "grouping",
         "holdings",
     },
-    {"protocols", "sampler_protocols", "registry", "configfiles"},
+    {"protocols", "sampler_protocols", "registry", "configfiles", "border"},
     {"samplers", "scorers", "transforms", "advantages", "losses", "kl", "models", "tasks", "data", "metrics"},
     {"statistics", "pipeline", "strategies"},
     {"modules"},

@@ -33,6 +33,10 @@ class SyncError(RLHFError):
     """A sampler that does not compute with the weights it was given."""
 
 
+class PartError(RLHFError):
+    """A part of the run gave something that cannot be used: the message names the part, and what it gave."""
+
+
 class NonFiniteError(RLHFError):
     """Too many updates in a row whose loss or gradient was not finite."""
 

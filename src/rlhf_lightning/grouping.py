@@ -48,7 +48,8 @@ def take_scores(scores: Scores, groups: Sequence[int], *, group_size: int, width
     if steps is not None:
         steps = StepScores(steps.values[rows, :width], steps.ends[rows, :width])
     parts = {name: part[rows] for name, part in scores.parts.items()}
-    return Scores(scores.values[rows], parts, scores.failed[rows], steps)
+    nonfinite = None if scores.nonfinite is None else scores.nonfinite[rows]
+    return Scores(scores.values[rows], parts, scores.failed[rows], steps, nonfinite, scores.reason)
 
 
 def join_scores(parts: Sequence[Scores], *, width: int) -> Scores:
@@ -57,11 +58,14 @@ def join_scores(parts: Sequence[Scores], *, width: int) -> Scores:
     joined = None
     if len(steps) == len(parts):
         joined = StepScores(_stacked([s.values for s in steps], width), _stacked([s.ends for s in steps], width))
+    marks = [torch.zeros_like(part.failed) if part.nonfinite is None else part.nonfinite for part in parts]
     return Scores(
         torch.cat([part.values for part in parts]),
         {name: torch.cat([part.parts[name] for part in parts]) for name in parts[0].parts},
         torch.cat([part.failed for part in parts]),
         joined,
+        torch.cat(marks),
+        next((part.reason for part in parts if part.reason), ""),
     )
 
 

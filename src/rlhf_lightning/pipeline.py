@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lightning import statistics
+from rlhf_lightning.border import Border, checked_rollout, checked_scores, metric_value
 from rlhf_lightning.devices import to_device
 from rlhf_lightning.events import Events
 from rlhf_lightning.kl import KLTerm
@@ -77,43 +78,58 @@ class Pipeline:
     def draw(self, prompts: Sequence[Prompt], *, samples_per_prompt: int, seeds: Tensor) -> Rollout:
         """The responses."""
         with self.events.phase("rollout"):
-            return self.sampler(prompts, samples_per_prompt=samples_per_prompt, seeds=seeds)
+            drawn = self.sampler(prompts, samples_per_prompt=samples_per_prompt, seeds=seeds)
+        return checked_rollout(self.sampler, drawn, len(prompts), samples_per_prompt)
 
     def judge(self, rollout: Rollout, further: FurtherPrompts | None = None) -> Experience:
-        """What they are worth, and all else that updates need of them."""
+        """What they are worth, and all else that updates need of them. What each part gives is checked on its way."""
+        border, shape = Border(), rollout.mask.shape
         scores = self._score(rollout)
         refilled: Mapping[str, float] = {}
         if further is not None and self.sampler.refills:
             with self.events.phase("rollout"):
+                asked = (self.sampler, len(rollout.prompts), rollout.group_size)
                 rollout, scores, refilled = self.sampler.refill(rollout, scores, further=further, score=self._score)
+                rollout, shape = checked_rollout(asked[0], rollout, *asked[1:]), rollout.mask.shape
         with self.events.phase("reference"):
-            old = self.behaviour(rollout) if self.behaviour else rollout.logprobs
-            ref = self.reference(rollout) if self.reference else None
-            values, after = self.values(rollout) if self.values else (None, None)
+            old, ref, values, after = rollout.logprobs, None, None, None
+            if self.behaviour:
+                old = border.tensor("policy", "log-probs", self.behaviour(rollout), shape, rollout.mask)
+            if self.reference:
+                ref = border.tensor("reference", "log-probs", self.reference(rollout), shape, rollout.mask)
+            if self.values:
+                values, after = self.values(rollout)
+                border.tensor("critic", "values", values, shape, rollout.mask)
+                border.tensor("critic", "values after the last token", after, shape[:1])
             self.events.advance(int(rollout.lengths.sum()))
-        rewards, logged = transform(self.transforms, raw_rewards(rollout, scores))
+        rewards, logged = transform(self.transforms, raw_rewards(rollout, scores), border)
         token_rewards = replace(
             place_on_tokens(rewards, rollout, old, ref, self.kl_reward, values),
             steps=to_device(scores.steps, rollout.mask.device),
-            prompt_baseline=self._baseline(rollout),
+            prompt_baseline=self._baseline(rollout, border),
             bootstrap=after,
         )
-        advantages = self.advantage(token_rewards)
+        advantages = border.advantages(
+            self.advantage, self.advantage(token_rewards), rollout.mask, with_critic=values is not None
+        )
         experience = Experience(rollout, scores, rewards.values, advantages, old, ref, logged, values)
-        return replace(experience, metrics={**logged, **refilled, **self._measure(experience)})
+        found = {"rollout/nonfinite": float(border.nonfinite)}
+        return replace(experience, metrics={**logged, **refilled, **found, **self._measure(experience)})
 
     def _score(self, rollout: Rollout) -> Scores:
         with self.events.phase("score", total=len(rollout.texts)):
-            return self.scorer(rollout)
+            return checked_scores(self.scorer, self.scorer(rollout), rollout)
 
-    def _baseline(self, rollout: Rollout) -> Tensor | None:
+    def _baseline(self, rollout: Rollout, border: Border) -> Tensor | None:
         if self.prompt_baseline is None:
             return None
         with self.events.phase("baseline"):
-            return self.prompt_baseline(rollout.prompts)
+            given = self.prompt_baseline(rollout.prompts)
+        return border.tensor("prompt baseline", "rewards", given, (len(rollout.prompts),))
 
     def _measure(self, experience: Experience) -> dict[str, float]:
-        own = {metric.name: metric(experience.rollout, experience.scores) for metric in self.metrics}
+        rollout, scores = experience.rollout, experience.scores
+        own = {metric.name: metric_value(metric, metric(rollout, scores)) for metric in self.metrics}
         return {**statistics.of_experience(experience), **own}
 
 
@@ -122,11 +138,14 @@ def raw_rewards(rollout: Rollout, scores: Scores) -> Rewards:
     return Rewards(scores.values, rollout.group_size, rollout.lengths, rollout.finished)
 
 
-def transform(transforms: Iterable[RewardTransform], rewards: Rewards) -> tuple[Rewards, Mapping[str, float]]:
+def transform(
+    transforms: Iterable[RewardTransform], rewards: Rewards, border: Border | None = None
+) -> tuple[Rewards, Mapping[str, float]]:
     """Applies the transforms in order; also gives mean and standard deviation of the rewards before and after each."""
+    border = border or Border()
     logged = statistics.of_rewards("reward/raw", rewards.values)
     for step in transforms:
-        rewards = step(rewards)
+        rewards = border.rewards(step, step(rewards), rewards)
         logged |= statistics.of_rewards(f"reward/after_{step.name}", rewards.values)
     return rewards, logged
 

@@ -36,6 +36,8 @@ class Scorer(ABC):
     """Scores whole responses."""
 
     name: str
+    #: What a response is worth whose score failed, or is not finite.
+    failure_score: float = 0.0
 
     def bind(self, tasks: Mapping[str, Task]) -> None:  # noqa: B027
         """Gives the scorer the run's tasks by name, before the first call; most scorers don't need them."""

@@ -46,7 +46,7 @@ def of_scores(experience: Experience) -> dict[str, float]:
     return {
         **{f"score/{name}": float(part.mean()) for name, part in scores.parts.items()},
         "score/failed": float(scores.failed.float().mean()),
-        "score/nonfinite": float((~scores.values.isfinite()).float().mean()),
+        "score/nonfinite": 0.0 if scores.nonfinite is None else float(scores.nonfinite.float().mean()),
         "reward/dead_groups": float(equal_groups(scores.values, group_size=size).float().mean()),
     }
 

@@ -81,12 +81,16 @@ class Scores:
         parts: Each scorer's own (B,) values by name, before weighting.
         failed: (B,) True where a verifier hung or raised and the declared failure value was used.
         steps: Scores of reasoning steps, from a scorer that judges them; else None.
+        nonfinite: (B,) True where a scorer gave a number that is not finite; None where nobody has looked yet.
+        reason: Why the first of those that failed did; "" where none did or the scorer did not say.
     """
 
     values: Tensor
     parts: Mapping[str, Tensor]
     failed: Tensor
     steps: StepScores | None = None
+    nonfinite: Tensor | None = None
+    reason: str = ""
 
 
 @dataclass(frozen=True)

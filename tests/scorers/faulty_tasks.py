@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.protocols import Task
 from rlhf_lightning.types import Problem
 
@@ -46,7 +47,12 @@ def leave_a_child(problem):
     time.sleep(60)
 
 
+def misconfigured(problem):
+    raise ConfigError("math-verify is not installed")
+
+
 ACTIONS = {
+    "misconfigured": misconfigured,
     "hang": hang,
     "spin": spin,
     "boom": boom,

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from faulty_tasks import Trusted
@@ -44,8 +46,14 @@ class Stepwise(Fixed):
         return Scores(self.values, {self.name: self.values}, self.failed, steps)
 
 
+def of_two_tokens(rollout):
+    wide = torch.ones(len(rollout.texts), 2)
+    return replace(rollout, tokens=wide.long(), mask=wide.bool(), logprobs=-wide)
+
+
 def test_step_scores_are_those_of_the_one_that_gives_them_times_its_weight(rollout_of):
-    given = combine([Fixed("a", [1.0, 2.0]), Stepwise("b", [10.0, 20.0])], [1.0, 0.5])(rollout_of(["x", "y"])).steps
+    both = combine([Fixed("a", [1.0, 2.0]), Stepwise("b", [10.0, 20.0])], [1.0, 0.5])
+    given = both(of_two_tokens(rollout_of(["x", "y"]))).steps
     assert given.values.tolist() == [[0.0, 1.0], [2.0, 3.0]]
     assert given.ends.tolist() == [[False, True], [True, True]]
     assert combine([Fixed("a", [1.0, 2.0])])(rollout_of(["x", "y"])).steps is None
@@ -54,7 +62,7 @@ def test_step_scores_are_those_of_the_one_that_gives_them_times_its_weight(rollo
 def test_two_that_give_step_scores_are_refused(rollout_of):
     mixture = combine([Stepwise("a", [1.0, 2.0]), Stepwise("b", [1.0, 2.0])])
     with pytest.raises(ConfigError, match="only one may give step scores, but a and b do"):
-        mixture(rollout_of(["x", "y"]))
+        mixture(of_two_tokens(rollout_of(["x", "y"])))
 
 
 def test_tasks_reach_those_who_ask_for_them(rollout_of):

@@ -12,7 +12,7 @@ from tests.served import running
 
 from rlhf_lightning.errors import ConfigError, RemoteError
 from rlhf_lightning.models.tiny import character_tokenizer
-from rlhf_lightning.scorers import RemoteScorer, RewardModelScorer
+from rlhf_lightning.scorers import RemoteScorer, RewardModelScorer, combine
 from rlhf_lightning.scorers.client import Client
 from rlhf_lightning.scorers.judge import RewardJudge
 from rlhf_lightning.serving.server import Limits, ScoreServer
@@ -153,8 +153,6 @@ def test_the_waits_grow_and_heed_what_the_server_says():
     ("answer", "said"),
     [
         ({"scores": [], "model": "m"}, "gave 0 scores for 1 responses"),
-        ({"scores": [{"final": float("nan")}], "model": "m"}, "not finite"),
-        ({"scores": [{"final": 1.0, "steps": [float("inf")]}], "model": "m"}, "not finite"),
         ({"scores": ["x"], "model": "m"}, "a score that is none"),
         ({"scores": [{}], "model": "m"}, "a score that is none"),
         (["x"], "something else than scores"),
@@ -163,6 +161,14 @@ def test_the_waits_grow_and_heed_what_the_server_says():
 def test_answers_are_looked_at(answer, said):
     with running(Flaky((200, answer))) as server, pytest.raises(RemoteError, match=said):
         scorer(server.url)(rollout(["1"]))
+
+
+@pytest.mark.parametrize("given", [float("nan"), "nan", "-inf"])
+def test_a_score_that_is_not_finite_is_a_failed_one(given):
+    with running(Flaky((200, {"scores": [{"final": given}, {"final": 2.0}], "model": "m"}))) as server:
+        scores = combine([scorer(server.url, failure_score=-3.0)])(rollout(["1", "2"]))
+    assert scores.values.tolist() == [-3.0, 2.0]
+    assert scores.failed.tolist() == scores.nonfinite.tolist() == [True, False]
 
 
 def test_another_model_after_a_restart_ends_the_run():

@@ -166,3 +166,15 @@ def test_values_out_of_range_are_refused(arguments, said):
 def test_scores_that_are_no_finite_number_are_failures():
     assert score_one(Trusted(), Problem("p", "q"), "nan") == (None, "ValueError: the verifier returned nan")
     assert score_one(Trusted(), Problem("p", "q"), "text")[1].startswith("ValueError: could not convert")
+
+
+@pytest.mark.parametrize("isolate", [True, False])
+def test_a_verifier_that_says_it_cannot_work_ends_the_run(rollout_of, isolate):
+    scorer = VerifierScorer(isolate=isolate)
+    scorer.bind({"obedient": Obedient()})
+    with pytest.raises(ConfigError, match="task obedient: math-verify is not installed"):
+        scorer(rollout_of(["1", "misconfigured", "2"]))
+    scores = scorer(rollout_of(["1", "nan", "boom"]))
+    assert scores.failed.tolist() == [False, True, True] and scores.nonfinite.tolist() == [False, True, False]
+    assert scores.reason == "scorer verifier: task obedient, problem p1: ValueError: the verifier returned nan"
+    scorer.close()

@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.loggers.logger import Logger
 
 from rlhf_lightning.callbacks.checkpoint import RolloutCheckpoint
+from rlhf_lightning.callbacks.health import RunHealth
 from rlhf_lightning.callbacks.held_out import HeldOutEval
 from rlhf_lightning.callbacks.kl_budget import KLBudget
 from rlhf_lightning.callbacks.loggers import ResumableCSVLogger, ResumableTensorBoardLogger
@@ -36,6 +37,7 @@ __all__ = [
     "ResumableTensorBoardLogger",
     "RewardModelExport",
     "RolloutCheckpoint",
+    "RunHealth",
     "RunPlots",
     "RunReport",
     "SampleLog",
@@ -62,6 +64,7 @@ def default_callbacks(run_dir: Path, given: Sequence[Callback] = ()) -> list[Cal
         SampleLog(run_dir),
         SkippedUpdates(run_dir),
         PhaseProgress(),
+        RunHealth(run_dir),
         RunPlots(run_dir),
         RunReport(run_dir),
         RewardModelExport(run_dir),

@@ -79,6 +79,14 @@ class Reporting(Protocol):
         """What it found, given the run's metrics, or None."""
 
 
+@runtime_checkable
+class Doubting(Protocol):
+    """A callback that can tell that a run which came to its end is not to be trusted."""
+
+    def warnings(self, metrics: pd.DataFrame) -> list[str]:
+        """Why not, a clause each; nothing where all is well."""
+
+
 class RunReport(Callback):
     """Prints a summary when a fit ends, also when it is interrupted, and writes it to ``<run_dir>/report.md``.
 
@@ -108,7 +116,7 @@ class RunReport(Callback):
         if not (run_dir / METRICS_FILE).is_file():
             return
         run = load_run(run_dir)
-        status, sections = status_of(run.metrics, exception), sections_of(trainer, run.metrics)
+        status, sections = status_of(run.metrics, exception, _callbacks(trainer)), sections_of(trainer, run.metrics)
         write_whole(run.path / REPORT_FILE, as_markdown(run, status, sections))
         self.console.print(f"\n{run.path}: {status}", markup=False, highlight=False, soft_wrap=True)
         for table in tables_of(run.metrics):
@@ -119,9 +127,12 @@ class RunReport(Callback):
 
 def sections_of(trainer: Trainer, metrics: pd.DataFrame) -> list[Section]:
     """What the trainer's callbacks found."""
-    callbacks = getattr(trainer, "callbacks", [])
-    found = [callback.report_section(metrics) for callback in callbacks if isinstance(callback, Reporting)]
+    found = [callback.report_section(metrics) for callback in _callbacks(trainer) if isinstance(callback, Reporting)]
     return [section for section in found if section is not None]
+
+
+def _callbacks(trainer: Trainer) -> list[Callback]:
+    return getattr(trainer, "callbacks", [])
 
 
 def is_finished(run_dir: Path) -> bool:
@@ -131,14 +142,20 @@ def is_finished(run_dir: Path) -> bool:
     return any(text.lower().startswith(FINISHED) for text in said)
 
 
-def status_of(metrics: pd.DataFrame, exception: BaseException | None) -> str:
-    """How a run ended, and how many rollouts it made."""
-    how = FINISHED if exception is None else f"interrupted by {type(exception).__name__}"
+def status_of(metrics: pd.DataFrame, exception: BaseException | None, callbacks: Sequence[Callback] = ()) -> str:
+    """How a run ended, how many rollouts it made, and why it is not to be trusted where a callback says so."""
+    doubts = [why for callback in callbacks if isinstance(callback, Doubting) for why in callback.warnings(metrics)]
+    how = "ended with a warning" if doubts else FINISHED
+    how = how if exception is None else f"interrupted by {type(exception).__name__}"
+    return f"{how}{_made(metrics)}{': ' * bool(doubts)}{'; '.join(doubts)}"
+
+
+def _made(metrics: pd.DataFrame) -> str:
     if "rollout" not in metrics.columns or metrics["rollout"].dropna().empty:
-        return how
+        return ""
     noun, phase = ("rollout", "time/rollout") if "time/rollout" in metrics.columns else ("epoch", "time/update")
     made = int(metrics[phase].notna().sum()) if phase in metrics.columns else len(metrics)
-    return f"{how} after {made} {noun}{'' if made == 1 else 's'}"
+    return f" after {made} {noun}{'' if made == 1 else 's'}"
 
 
 def tables_of(metrics: pd.DataFrame) -> list[ReportTable]:

@@ -22,6 +22,8 @@ TRAINER_COMMANDS = {
     "test": "Measure on the test problems.",
     "predict": "Write responses to the prompts.",
 }
+DOUBTFUL = 3
+"""Exit code of a ``fit`` that came to its end, but with a warning (``callbacks.RunHealth``)."""
 TRACEBACK = "RLHF_TRACEBACK"
 """Environment variable: when set to 1, the user's errors are shown with their traceback."""
 
@@ -34,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0, 2 for an error of the user's, 130 when interrupted from the keyboard, 143 when terminated; but
-        0 for a ``fit`` that was, which has stopped where it can go on from.
+        0 for a ``fit`` that was, which has stopped where it can go on from. 3 for a ``fit`` that came to its end with
+        more skipped updates or failed scores than allowed.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -80,15 +83,18 @@ def _train(words: list[str]) -> int:
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
     from rlhf_lightning import ranks
+    from rlhf_lightning.callbacks import RunHealth
     from rlhf_lightning.cli.lightning import RLHFCLI
     from rlhf_lightning.plugins import load_builtins
 
     quieten()  # and again: Lightning sets its own level when it is imported
     load_builtins()
-    code = 0
     try:
         with _stopping_at_once(SIGTERMException):
-            RLHFCLI(words)
+            done = RLHFCLI(words)
+        callbacks = getattr(done.trainer, "callbacks", [])
+        found = [callback for callback in callbacks if isinstance(callback, RunHealth) and callback.found]
+        code = DOUBTFUL if found and words[0] == "fit" else 0
     except SIGTERMException:
         code = _stopped(words, 0 if words[0] == "fit" else 128 + signal.SIGTERM)
     ranks.end(code)

@@ -6,6 +6,7 @@ once, from the weights, the seed and the epoch's number alone, so nothing of it 
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -31,6 +32,7 @@ from rlhf_lightning.strategies import Sharding, sharding_of
 from rlhf_lightning.strategies.checkpoint_files import use_checkpoint_files
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 
 class EdgeModule(CheckpointedModule):
@@ -98,6 +100,10 @@ class EdgeModule(CheckpointedModule):
     @abstractmethod
     def measure(self, limit: int | None = None) -> dict[str, float]:
         """Metrics on the first ``limit`` held-out items, or on all of them."""
+
+    def suspects(self) -> str:
+        """What of the update that is on was not finite, for a message; asked once an update."""
+        return ""
 
     def idle_groups(self) -> tuple[str, ...]:
         """Parameter groups that this epoch's loss leaves out."""
@@ -214,8 +220,13 @@ class EdgeModule(CheckpointedModule):
         """Clips each parameter group by its own norm; a step that is not finite is not taken, but counted."""
         norms = self.sharding.clip(optimizer, self.max_grad_norm)
         self._leave_idle(optimizer)
-        if not_finite(norms):
+        suspects = self.suspects()
+        if bad := not_finite(norms):
             self._tell_skipped(norms)
+            _log.warning(
+                "an update of %s %d is skipped: the gradient of %s is not finite%s",
+                self.epoch_noun, self.rollout_index, " and ".join(bad), suspects and f"; {suspects}",
+            )  # fmt: skip
         skipped = self.guard(optimizer, norms)
         self.means.once({"update/skipped": torch.tensor(float(skipped))})
         self.means.once({f"grad_norm/{name}": norm for name, norm in norms.items()})

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from rlhf_lightning.border import checked_tensor
 from rlhf_lightning.functional import kl_k1, kl_k3
 from rlhf_lightning.kl import KLTerms
 from rlhf_lightning.metrics import Quantiles
@@ -43,6 +44,7 @@ class LearningModule(GeneratingModule):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.trace: Trace = _unseen
+        self.nonfinite: dict[str, Tensor | int] = {}
         self.ratios = Quantiles("ratio/", {"q01": 0.01, "q50": 0.5, "q99": 0.99})
 
     def training_step(self, batch: UpdateBatch, batch_idx: int) -> Tensor:
@@ -66,12 +68,25 @@ class LearningModule(GeneratingModule):
         return loss
 
     def weigh(self, name: str, per_token: Tensor, diagnostics: Mapping[str, Tensor], batch: UpdateBatch) -> Tensor:
-        """Sums (b, T) losses with the batch's weights; logs the sum and the diagnostics' means."""
+        """Sums (b, T) losses with the batch's weights; logs the sum and the diagnostics' means.
+
+        Raises:
+            PartError: If losses or diagnostics are no tensors of that shape.
+        """
+        for what, given in {"losses": per_token, **diagnostics}.items():
+            checked_tensor(f"the part that gives {name}", what, given, batch.packed.mask.shape)
         self.trace(name, per_token)
+        odd = ~per_token.detach().isfinite() & batch.packed.mask
+        self.nonfinite[name] = self.nonfinite.get(name, 0) + odd.sum()
         loss = (per_token * batch.weights).sum()
         self.means.sums({name: loss})
         self.means.over_tokens(diagnostics, batch.packed.mask)
         return loss
+
+    def suspects(self) -> str:
+        """Which losses of the update that is on were not finite."""
+        found, self.nonfinite = {name: int(count) for name, count in self.nonfinite.items()}, {}
+        return ", ".join(f"{name} was not finite on {count} tokens" for name, count in found.items() if count)
 
     def _watch_ratios(self, new: Tensor, batch: UpdateBatch) -> None:
         """The tokens' ratios, and how far the policy has moved from the one that drew them: KL(old ‖ new)."""

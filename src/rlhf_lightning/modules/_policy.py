@@ -11,6 +11,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from rlhf_lightning import ranks
+from rlhf_lightning.border import check_any_succeeded
 from rlhf_lightning.data.seeding import derive_seed
 from rlhf_lightning.data.update_batches import TRUNCATIONS, updates_of
 from rlhf_lightning.functional import AGGREGATION_MODES
@@ -153,6 +154,7 @@ class PolicyModule(ExploringModule):
     epoch_noun = "rollout"
     #: Whether the module trains a critic.
     has_critic = False
+    _explored = False
 
     @property
     def proxy(self) -> Scorer | None:
@@ -252,6 +254,9 @@ class PolicyModule(ExploringModule):
         """Samples, scores, and cuts the experience into packed micro-batches."""
         self.tell_callbacks()
         experience = self.explore()
+        if not self._explored:
+            check_any_succeeded(experience.scores)
+        self._explored = True
         self.rollout_metrics |= {**experience.metrics, **self.kl.betas(), **self._entropy(experience.rollout)}
         self.rollout_samples = samples_of(experience)
         self.tell_callbacks("on_experience", experience)

@@ -87,7 +87,9 @@ def sampled_metrics(
     metrics |= {f"held_out/pass_at_{n}": float(best_of_n(correct, correct, n=n).mean()) for n in best_of}
     if proxy is None:
         return metrics
-    chosen_by = proxy(rollout).values.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf).view(size)
+    said = proxy(rollout)
+    chosen_by = said.values.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    chosen_by = chosen_by.masked_fill(said.failed, -torch.inf).view(size)
     return {**metrics, **{f"held_out/best_of_{n}": float(best_of_n(chosen_by, correct, n=n).mean()) for n in best_of}}
 
 

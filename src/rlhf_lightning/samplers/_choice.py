@@ -23,7 +23,7 @@ def choose(logits: Tensor, uniform: Tensor, params: SamplingParams) -> tuple[Ten
 
     Returns:
         (B,) int64 tokens and (B,) float32 probabilities: of the distribution drawn from, or of the untempered full
-        one for greedy decoding.
+        one for greedy decoding. Where logits are NaN, or infinite above, the probability is NaN and the token anyone.
     """
     if params.temperature == 0:
         probs = torch.softmax(logits, dim=-1, dtype=torch.float32)
@@ -64,7 +64,7 @@ def draw(probs: Tensor, uniform: Tensor) -> Tensor:
         uniform: (B,) in [0, 1).
 
     Returns:
-        (B,) int64 tokens, never one of probability 0.
+        (B,) int64 tokens, never one of probability 0; anyone where the probabilities are NaN.
     """
     if probs.device.type == "cpu":
         return _draw_sequential(probs, uniform)
@@ -74,7 +74,8 @@ def draw(probs: Tensor, uniform: Tensor) -> Tensor:
 def _draw_sequential(probs: Tensor, uniform: Tensor) -> Tensor:
     """Where the running sum is taken in order it never falls, and stands still at a probability of 0."""
     cumulative = probs.cumsum(dim=-1)
-    return torch.searchsorted(cumulative, _share(uniform, cumulative[:, -1]), right=True).squeeze(1)
+    found = torch.searchsorted(cumulative, _share(uniform, cumulative[:, -1]), right=True).squeeze(1)
+    return found.clamp_(max=probs.shape[-1] - 1)  # a sum that is NaN stands behind them all
 
 
 def _draw_parallel(probs: Tensor, uniform: Tensor) -> Tensor:
@@ -99,5 +100,5 @@ def _nucleus_threshold(probs: Tensor, top_p: float) -> Tensor:
         before = ordered.cumsum(dim=-1) - ordered
         inside = before < top_p
         if size == probs.shape[-1] or not bool(inside[:, -1].any()):
-            return ordered.gather(1, inside.sum(dim=-1, keepdim=True) - 1)
+            return ordered.gather(1, (inside.sum(dim=-1, keepdim=True) - 1).clamp(min=0))  # NaN is inside nothing
         size = min(size * 8, probs.shape[-1])

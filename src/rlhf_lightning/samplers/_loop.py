@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rlhf_lightning.border import checked_draws
 from rlhf_lightning.functional._threads import torch_threads
 from rlhf_lightning.protocols import DecodingSession
 from rlhf_lightning.samplers._choice import choose
@@ -57,6 +58,9 @@ def generate(
         params: How to draw.
         endings: Where responses end.
         on_tokens: Told every few steps how many tokens were added to unfinished responses.
+
+    Raises:
+        PartError: If a token was drawn from logits that are not finite.
     """
     loop = _Loop(session, seeds, params, endings)
     with torch_threads(1 if session.single_threaded else None):
@@ -89,6 +93,7 @@ class _Loop:
         start = self.step
         columns = [self._draw() for _ in range(steps)]
         tokens, probs = (torch.stack(column, dim=1) for column in zip(*columns, strict=True))
+        checked_draws("sampler in_process", torch.where(self.alive[:, None], probs, 1.0).log())
         self._write(start, tokens, probs)
         return self._look(start)
 

@@ -2,8 +2,9 @@
 
 They speak with the owner over one socket. The owner sends the pickled tasks; the nursery answers with
 :class:`Refused`, or forks a child, which says :class:`Started`. Then for each ``(serial, task, problem, response)`` the
-child answers :class:`Done`. The owner kills a child that takes too long; whenever a child ends, the nursery forks the
-next, which costs milliseconds, where a new interpreter costs a second or two.
+child answers :class:`Done`, or :class:`CannotWork`, which ends the run. The owner kills a child that takes too long;
+whenever a child ends, the nursery forks the next, which costs milliseconds, where a new interpreter costs a second or
+two.
 
 The nursery has no threads of Python's, so that the fork is safe. Child and nursery end when the socket closes, and
 also when their owner is gone while a verifier still runs.
@@ -24,11 +25,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
+from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.protocols import Task
 from rlhf_lightning.types import Problem
 
 Outcome = tuple[float | None, str | None]
 """The score and None, or None and the reason why there is none."""
+
+
+class NotFinite(str):
+    """The reason that a verifier returned a number which is not finite."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +60,26 @@ class Done:
     outcome: Outcome
 
 
+@dataclass(frozen=True)
+class CannotWork:
+    """The verifier says that its configuration is wrong, so that no item can be verified."""
+
+    reason: str
+
+
 def score_one(task: Task, problem: Problem, response: str) -> Outcome:
-    """The verifier's score, or why there is none: it raised, or gave something that is no finite number."""
+    """The verifier's score, or why there is none: it raised, or gave something that is no finite number.
+
+    Raises:
+        ConfigError: As the verifier did: that is no failure of one response.
+    """
     try:
         value = float(task.verify(problem, response))
+    except ConfigError as error:
+        raise ConfigError(f"task {task.name}: {error}") from error
     except Exception as error:
         return None, f"{type(error).__name__}: {error}"
-    return (value, None) if math.isfinite(value) else (None, f"ValueError: the verifier returned {value}")
+    return (value, None) if math.isfinite(value) else (None, NotFinite(f"ValueError: the verifier returned {value}"))
 
 
 def main(descriptor: int, owner: int) -> None:
@@ -123,7 +142,10 @@ def _child(connection: Connection, tasks: Mapping[str, Task], nursery: int, befo
         connection.send(Started(os.getpid(), before))
         while True:
             serial, name, problem, response = connection.recv()
-            connection.send(Done(serial, score_one(tasks[name], problem, response)))
+            try:
+                connection.send(Done(serial, score_one(tasks[name], problem, response)))
+            except ConfigError as error:
+                connection.send(CannotWork(str(error)))
     except (EOFError, OSError):
         code = 0
     except SystemExit as error:

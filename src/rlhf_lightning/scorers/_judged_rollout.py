@@ -33,9 +33,9 @@ def scores_of(name: str, found: Sequence[ResponseScore | None], *, aggregation: 
     failed = torch.tensor([score is None for score in found], dtype=torch.bool)
     values = torch.full((len(found),), failure_score, dtype=torch.float32)
     values[~failed] = aggregate_scores(known, aggregation)
+    reason = ""
     if failed.any():
-        _log.warning(
-            "scorer %s: %d of %d responses could not be scored and got %g: longer than the reward model's context, "
-            "or empty and cut off", name, int(failed.sum()), len(found), failure_score,
-        )  # fmt: skip
-    return Scores(values, {name: values}, failed)
+        reason = f"scorer {name}: the response is longer than the reward model's context, or empty and cut off"
+        count = int(failed.sum())
+        _log.warning("%d of %d responses could not be scored and got %g: %s", count, len(found), failure_score, reason)
+    return Scores(values, {name: values}, failed, reason=reason)

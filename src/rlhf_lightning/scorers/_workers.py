@@ -17,7 +17,7 @@ from multiprocessing.connection import wait
 
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.protocols import Task
-from rlhf_lightning.scorers._child import Done, Outcome, Refused, Started
+from rlhf_lightning.scorers._child import CannotWork, Done, Outcome, Refused, Started
 from rlhf_lightning.types import Problem
 
 Item = tuple[str, Problem, str]
@@ -61,7 +61,11 @@ class Workers:
         self._stop()
 
     def run(self, items: Sequence[Item]) -> list[Outcome]:
-        """One outcome an item, in order; a process that hangs or dies is replaced."""
+        """One outcome an item, in order; a process that hangs or dies is replaced.
+
+        Raises:
+            ConfigError: If a verifier says that its configuration is wrong.
+        """
         outcomes: dict[int, Outcome] = {}
         queue = deque(enumerate(items))
         try:
@@ -141,6 +145,8 @@ class _Worker:
             said = self._receive(0.0)
             if isinstance(said, Done):
                 return said.outcome if said.serial == self._serial else None
+            if isinstance(said, CannotWork):
+                raise ConfigError(said.reason)
             if isinstance(said, Started):
                 self._child = said.pid
                 return None, f"the verifier ended its process (exit code {said.before})"
@@ -155,14 +161,14 @@ class _Worker:
         """Kills the child, whose nursery then brings up the next."""
         _kill_group(self._child)
         said = self._receive(_FORK_LIMIT)
-        while isinstance(said, Done):  # it was done just before the kill
+        while isinstance(said, Done | CannotWork):  # it was done just before the kill
             said = self._receive(_FORK_LIMIT)
         if isinstance(said, Started):
             self._child = said.pid
         else:
             self.kill()
 
-    def _receive(self, timeout: float) -> Refused | Started | Done | None:
+    def _receive(self, timeout: float) -> Refused | Started | Done | CannotWork | None:
         """The next message; None if none comes in time, or the other end is gone."""
         try:
             return self.connection.recv() if self.connection.poll(timeout) else None

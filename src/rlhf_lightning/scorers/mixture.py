@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from rlhf_lightning.border import checked_scores
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.holdings import HeldModel
 from rlhf_lightning.protocols import Scorer, Task
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
 class MixtureScorer(Scorer):
     """``Σᵢ wᵢ sᵢ`` over scorers; ``parts`` keeps each one's own values, before weighting.
 
-    A response counts as failed where it failed in any of them. Step scores come from the one scorer that gives them,
+    A response counts as failed where it failed in any of them; a score that is not finite is a failed one, and counts
+    as its scorer's ``failure_score``. Step scores come from the one scorer that gives them,
     times its weight.
 
     Args:
@@ -31,7 +34,8 @@ class MixtureScorer(Scorer):
         weights: One weight a scorer; all 1 when not given.
 
     Raises:
-        ConfigError: If there is no scorer, names repeat, or the weights do not fit.
+        ConfigError: If there is no scorer, names repeat, the weights do not fit, or a weight or a failure score is not
+            finite.
     """
 
     name = "mixture"
@@ -46,6 +50,17 @@ class MixtureScorer(Scorer):
             raise ConfigError(f"scorer weights: {len(self.weights)} weights for {len(names)} scorers ({names})")
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise ConfigError(f"scorers: more than one is called {repeated[0]!r}; give one another name")
+        for scorer, weight in zip(self.scorers, self.weights, strict=True):
+            own = {"weight": weight, "failure_score": getattr(scorer, "failure_score", 0.0)}
+            for what, value in own.items():
+                if not math.isfinite(value):
+                    raise ConfigError(f"scorer {scorer.name}: {what} must be a finite number, got {value}")
+
+    @property
+    def failure_score(self) -> float:  # type: ignore[override]
+        """The weighted sum of theirs."""
+        own = (getattr(scorer, "failure_score", 0.0) for scorer in self.scorers)
+        return sum(weight * value for weight, value in zip(self.weights, own, strict=True))
 
     def bind(self, tasks: Mapping[str, Task]) -> None:
         """Hands the tasks to the scorers that ask for them."""
@@ -90,11 +105,14 @@ class MixtureScorer(Scorer):
 
         Raises:
             ConfigError: If several give step scores.
+            PartError: If one gives no scores, or not of all responses.
         """
-        scores = [scorer(rollout) for scorer in self.scorers]
+        scores = [checked_scores(scorer, scorer(rollout), rollout) for scorer in self.scorers]
         total = torch.stack([weight * s.values for weight, s in zip(self.weights, scores, strict=True)]).sum(0)
         failed = torch.stack([s.failed for s in scores]).any(0)
-        return Scores(total, self._parts(scores), failed, self._steps(scores))
+        nonfinite = torch.stack([s.nonfinite for s in scores if s.nonfinite is not None]).any(0)
+        reason = next((s.reason for s in scores if s.reason), "")
+        return Scores(total, self._parts(scores), failed, self._steps(scores), nonfinite, reason)
 
     def _steps(self, scores: Sequence[Scores]) -> StepScores | None:
         given = [(weight, s.steps) for weight, s in zip(self.weights, scores, strict=True) if s.steps is not None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from rlhf_lightning import ranks
+from rlhf_lightning.border import checked_scores
 from rlhf_lightning.devices import to_device
 from rlhf_lightning.grouping import join_scores, take_groups
 from rlhf_lightning.protocols import Scorer
@@ -20,11 +21,13 @@ class SharedScorer(Scorer):
 
     def __init__(self, scorer: Scorer) -> None:
         self.scorer, self.name = scorer, scorer.name
+        self.failure_score = getattr(scorer, "failure_score", 0.0)
 
     def __call__(self, rollout: Rollout) -> Scores:
         """Scores this rank's share, and gathers the others'."""
         count = len(rollout.prompts)
-        own = self.scorer(take_groups(rollout, ranks.own_share(count)))
+        mine = take_groups(rollout, ranks.own_share(count))
+        own = checked_scores(self.scorer, self.scorer(mine), mine)
         device = own.values.device
         parts = ranks.gathered(to_device(own, torch.device("cpu")) if ranks.owns(count) else None)
         joined = join_scores([part for part in parts if part is not None], width=rollout.tokens.shape[1])

@@ -11,7 +11,7 @@ import torch
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.protocols import Scorer, Task
 from rlhf_lightning.registry import did_you_mean, register
-from rlhf_lightning.scorers._child import Outcome, score_one
+from rlhf_lightning.scorers._child import NotFinite, Outcome, score_one
 from rlhf_lightning.scorers._workers import Item, Workers
 from rlhf_lightning.types import Rollout, Scores
 
@@ -66,15 +66,17 @@ class VerifierScorer(Scorer):
         """(B,) scores.
 
         Raises:
-            ConfigError: If a prompt's task was not bound, or a task cannot be sent to a process.
+            ConfigError: If a prompt's task was not bound, a task cannot be sent to a process, or a verifier says that
+                it cannot work at all (it raised a ConfigError itself: a package is missing, say).
         """
         prompts = [rollout.prompt_of(b) for b in range(len(rollout.texts))]
         items = [(p.task, p.problem, text) for p, text in zip(prompts, rollout.texts, strict=True)]
         outcomes = self.outcomes(items)
-        self._warn(items, outcomes)
-        values = torch.tensor([self.failure_score if score is None else score for score, _ in outcomes])
+        values = torch.tensor([self.failure_score if score is None else score for score, _ in outcomes]).float()
         failed = torch.tensor([score is None for score, _ in outcomes], dtype=torch.bool)
-        return Scores(values.float(), {self.name: values.float()}, failed)
+        nonfinite = torch.tensor([isinstance(reason, NotFinite) for _, reason in outcomes], dtype=torch.bool)
+        reason = self._warn(items, outcomes)
+        return Scores(values, {self.name: values}, failed, nonfinite=nonfinite, reason=reason)
 
     def outcomes(self, items: Sequence[Item]) -> list[Outcome]:
         """For each (task name, problem, response): its score and None, or None and the reason why there is none."""
@@ -113,11 +115,14 @@ class VerifierScorer(Scorer):
             raise ConfigError(f"scorer {self.name}: no task {name!r}.{hint} Known: {known}")
         return self._tasks[name]
 
-    def _warn(self, items: Sequence[Item], outcomes: Sequence[Outcome]) -> None:
+    def _warn(self, items: Sequence[Item], outcomes: Sequence[Outcome]) -> str:
+        """Logs how many failed, and gives the first one's reason; "" where none did."""
         failures = [(item, reason) for item, (score, reason) in zip(items, outcomes, strict=True) if score is None]
-        if failures:
-            (task, problem, _), reason = failures[0]
-            _log.warning(
-                "%d of %d responses could not be verified and were scored %g; the first: task %s, problem %s: %s",
-                len(failures), len(items), self.failure_score, task, problem.id, reason,
-            )  # fmt: skip
+        if not failures:
+            return ""
+        (task, problem, _), reason = failures[0]
+        _log.warning(
+            "%d of %d responses could not be verified and were scored %g; the first: task %s, problem %s: %s",
+            len(failures), len(items), self.failure_score, task, problem.id, reason,
+        )  # fmt: skip
+        return f"scorer {self.name}: task {task}, problem {problem.id}: {reason}"

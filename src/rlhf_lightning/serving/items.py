@@ -3,8 +3,9 @@
 Request: ``{"items": [{"question": text, "messages": [turns], "response": text, "finished": true}]}``; ``messages``
 (``role`` and ``content`` each) stand in place of the question for a chat, ``finished`` is true where not given.
 Answer: ``{"scores": [{"final": number, "steps": [numbers]}], "model": identity}``, in the order of the items; ``final``
-is null where a response cannot be scored. From a process model ``"delimiter": text`` stands beside them: each of
-``steps`` is of a part of the response between two of these, parts of white space left out.
+is null where a response cannot be scored, and a number that is not finite is the text ``nan``, ``inf`` or ``-inf``.
+From a process model ``"delimiter": text`` stands beside them: each of ``steps`` is of a part of the response between
+two of these, parts of white space left out.
 """
 
 from __future__ import annotations
@@ -44,15 +45,14 @@ def groups_in(body: bytes, *, max_items: int) -> list[JudgedGroup]:
 
 
 def answer(scores: Sequence[ResponseScore | None], model: str, delimiter: str | None = None) -> dict[str, Any]:
-    """The answer to a request; ``delimiter`` is what a process model cuts steps at.
-
-    Raises:
-        ValueError: If a score is not finite.
-    """
-    if any(not math.isfinite(x) for score in scores if score is not None for x in (score.final, *score.steps)):
-        raise ValueError("the reward model gave a score that is not finite")
-    given = [{"final": s and s.final, "steps": list(s.steps) if s else []} for s in scores]
+    """The answer to a request; ``delimiter`` is what a process model cuts steps at."""
+    given = [{"final": s and _as_json(s.final), "steps": [_as_json(x) for x in s.steps] if s else []} for s in scores]
     return {"scores": given, "model": model, **({} if delimiter is None else {"delimiter": delimiter})}
+
+
+def _as_json(number: float) -> float | str:
+    """JSON has no number that is not finite."""
+    return number if math.isfinite(number) else str(number)
 
 
 def _json(body: bytes) -> Any:

@@ -61,6 +61,9 @@ def math_answer(reference: str, answer: str) -> float:
 VERIFIERS: dict[str, Verifier] = {"exact": exact_match, "numeric": numeric, "math": math_answer}
 """The verifiers that a file's task can name."""
 
+PACKAGES = {"math": "math_verify"}
+"""What some of them need that is not installed with this package."""
+
 
 def read_exact(text: str) -> str | None:
     """The text without white space around it; None if nothing is left."""
@@ -88,9 +91,11 @@ def find_verifier(name: str) -> Verifier:
     """The verifier of that name.
 
     Raises:
-        ConfigError: If there is none; names the nearest.
+        ConfigError: If there is none; names the nearest. If the package that it needs is not installed.
     """
     check_choice(name, VERIFIERS, "verifier")
+    if name in PACKAGES:
+        optional_package(PACKAGES[name])
     return VERIFIERS[name]
 
 

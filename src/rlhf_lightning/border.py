@@ -1,0 +1,216 @@
+"""Where numbers come in from outside: what each part gave is checked once, and the part is named.
+
+A part that gives another kind of thing, or of another shape, ends the run (:class:`~.errors.PartError`). Of numbers
+that are not finite, a scorer's count as failed scores: the response gets the declared failure value, is marked and
+counted (``score/failed``, ``score/nonfinite``), and so no NaN reaches a group's statistics. A token that was drawn with
+a probability that is none is no sample, and ends the run. All other numbers that are not finite are counted
+(``rollout/nonfinite``) and said in a warning with the part's name; the updates that hold them are skipped.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf_lightning.errors import PartError
+from rlhf_lightning.types import Advantages, Rewards, Rollout, Scores, StepScores
+
+_log = logging.getLogger(__name__)
+
+
+def part_name(part: object) -> str:
+    """How a message calls a part: its name, or else its class."""
+    name = getattr(part, "name", None)
+    return name if isinstance(name, str) else type(part).__name__
+
+
+def checked_tensor(part: str, what: str, given: Any, shape: Sequence[int]) -> Tensor:
+    """A tensor of that shape.
+
+    Raises:
+        PartError: If it is anything else.
+    """
+    if not isinstance(given, Tensor):
+        raise PartError(f"{part} gave {what} as {_kind(given)}, not as a tensor of shape {tuple(shape)}")
+    if given.shape != tuple(shape):
+        raise PartError(f"{part} gave {what} of shape {tuple(given.shape)}, not {tuple(shape)}")
+    return given
+
+
+def checked_scores(scorer: object, given: Any, rollout: Rollout) -> Scores:
+    """A scorer's scores of B responses, all of them finite.
+
+    A value or a step's score that is not finite makes the response a failed one: it gets the scorer's
+    ``failure_score`` (0 where it declares none) and no step scores. Other parts of a score that are not finite get that
+    value too. All of them are marked in ``Scores.nonfinite``.
+
+    Args:
+        scorer: Who gave them.
+        given: What it gave.
+        rollout: The responses.
+
+    Raises:
+        PartError: If it is no ``Scores``, or not of B responses.
+    """
+    name, count = f"scorer {part_name(scorer)}", len(rollout.texts)
+    if not isinstance(given, Scores):
+        raise PartError(f"{name} gave {_kind(given)}, not Scores(values, parts, failed) of {count} responses")
+    values = checked_tensor(name, "values", given.values, (count,)).float()
+    failed = checked_tensor(name, "failed", given.failed, (count,)).bool()
+    parts = {part: checked_tensor(name, f"part {part!r}", own, (count,)).float() for part, own in given.parts.items()}
+    steps, steps_fine = given.steps, torch.ones_like(failed)
+    if steps is not None:
+        if not isinstance(steps, StepScores):
+            raise PartError(f"{name} gave steps as {_kind(steps)}, not as StepScores(values, ends)")
+        checked_tensor(name, "step scores", steps.values, rollout.mask.shape)
+        checked_tensor(name, "steps' ends", steps.ends, rollout.mask.shape)
+        steps_fine = steps.values.isfinite().all(1).to(failed.device)
+    fine = values.isfinite() & steps_fine
+    odd = ~fine | ~torch.stack([values, *parts.values()]).isfinite().all(0)
+    odd_before = torch.zeros_like(odd) if given.nonfinite is None else given.nonfinite
+    if not odd.any():
+        return replace(given, values=values, parts=parts, failed=failed, nonfinite=odd_before)
+    instead = float(getattr(scorer, "failure_score", 0.0))
+    first = int(odd.nonzero()[0])
+    said = f"{name} gave {_first_odd(first, values, parts, steps)} for a response to {rollout.prompt_of(first).task}"
+    _log.warning("%s; %d of %d scores are not finite and count as %g", said, int(odd.sum()), count, instead)
+    if steps is not None:
+        kept = fine.to(steps.ends.device)[:, None]
+        steps = StepScores(steps.values.masked_fill(~kept, 0.0), steps.ends & kept)
+    return Scores(
+        values.masked_fill(~fine, instead),
+        {part: own.masked_fill(~(fine & own.isfinite()), instead) for part, own in parts.items()},
+        failed | ~fine,
+        steps,
+        odd | odd_before,
+        given.reason or said,
+    )
+
+
+def checked_rollout(sampler: object, given: Any, prompts: int, samples: int) -> Rollout:
+    """A sampler's responses: as many as were asked for, each with a token at least, every token really drawn.
+
+    Raises:
+        PartError: If anything is missing, of another shape, or was drawn with a probability that is none.
+    """
+    name = f"sampler {type(sampler).__name__}"
+    if not isinstance(given, Rollout):
+        raise PartError(f"{name} gave {_kind(given)}, not a Rollout")
+    count = prompts * samples
+    if len(given.texts) != count or len(given.prompts) != prompts:
+        raise PartError(
+            f"{name} gave {len(given.texts)} responses to {len(given.prompts)} prompts, not {count} to {prompts}"
+        )
+    tokens = checked_tensor(name, "tokens", given.tokens, (count, *given.tokens.shape[1:2]))
+    mask = checked_tensor(name, "mask", given.mask, tokens.shape)
+    logprobs = checked_tensor(name, "log-probs", given.logprobs, tokens.shape)
+    checked_tensor(name, "finished", given.finished, (count,))
+    if bool((mask.sum(1) == 0).any()):
+        raise PartError(f"{name} gave a response without a token; its end-of-sequence token is one of them")
+    if bool((tokens[mask] < 0).any()):
+        raise PartError(f"{name} gave a negative token id")
+    checked_draws(name, torch.where(mask, logprobs, 0.0))
+    return given
+
+
+def checked_draws(name: str, logprobs: Tensor) -> None:
+    """Makes sure that (B, T) tokens were drawn with a probability.
+
+    Raises:
+        PartError: If one of the log-probs is not finite.
+    """
+    odd = ~logprobs.isfinite()
+    if bool(odd.any()):
+        row, column = odd.nonzero()[0].tolist()
+        raise PartError(
+            f"{name}: the model's logits are not finite: {int(odd.sum())} of {odd.numel()} tokens were drawn with no "
+            f"probability, first token {column} of response {row} (log-prob {float(logprobs[row, column])}). Look at "
+            "the weights (a learning rate that is too high, weights in float16), or resume from an earlier checkpoint"
+        )
+
+
+class Border:
+    """What is checked of one rollout beside its responses and their scores."""
+
+    def __init__(self) -> None:
+        self.nonfinite = 0
+
+    def tensor(self, part: str, what: str, given: Any, shape: Sequence[int], mask: Tensor | None = None) -> Tensor:
+        """A tensor of that shape; what is not finite in it (on the mask) is counted, and the part named.
+
+        Raises:
+            PartError: If it is anything else.
+        """
+        value = checked_tensor(part, what, given, shape)
+        odd = ~value.isfinite() if mask is None else ~value.isfinite() & mask
+        count = int(odd.sum())
+        if count:
+            self.nonfinite += count
+            place = tuple(odd.nonzero()[0].tolist())
+            found, total = float(value[place]), odd.numel() if mask is None else int(mask.sum())
+            _log.warning("%s gave %s that are not finite: %d of %d, first %g", part, what, count, total, found)
+        return value
+
+    def rewards(self, transform: object, given: Any, before: Rewards) -> Rewards:
+        """What a reward transform gave."""
+        name = f"reward transform {part_name(transform)}"
+        if not isinstance(given, Rewards):
+            raise PartError(f"{name} gave {_kind(given)}, not Rewards")
+        self.tensor(name, "rewards", given.values, before.values.shape, before.values.isfinite())
+        return given
+
+    def advantages(self, estimator: object, given: Any, mask: Tensor, *, with_critic: bool) -> Advantages:
+        """What an advantage estimator gave."""
+        name = f"advantage {type(estimator).__name__}"
+        if not isinstance(given, Advantages):
+            raise PartError(f"{name} gave {_kind(given)}, not Advantages(values, returns)")
+        self.tensor(name, "advantages", given.values, mask.shape, mask)
+        if given.returns is not None:
+            self.tensor(name, "returns", given.returns, mask.shape, mask)
+        elif with_critic:
+            raise PartError(f"{name} gave no returns, but there is a critic that learns from them")
+        return given
+
+
+def metric_value(metric: object, given: Any) -> float:
+    """What a metric gave, as a number; NaN where it has none.
+
+    Raises:
+        PartError: If it is no number.
+    """
+    try:
+        return float(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise PartError(f"metric {part_name(metric)} gave {_kind(given)}, not a number") from error
+
+
+def check_any_succeeded(scores: Scores) -> None:
+    """For the first rollout of a fit: scores that all failed are a fault of the set-up, not of the policy.
+
+    Raises:
+        PartError: If every response's score failed; says what the first one failed of.
+    """
+    if len(scores.failed) and bool(scores.failed.all()):
+        raise PartError(
+            f"every one of the first rollout's {len(scores.failed)} scores failed, so there is nothing to learn from. "
+            f"The first: {scores.reason or 'its scorer gave no reason'}"
+        )
+
+
+def _first_odd(row: int, values: Tensor, parts: dict[str, Tensor], steps: StepScores | None) -> str:
+    named = {"the value": values, **{f"part {part!r}": own for part, own in parts.items()}}
+    found = [f"{float(own[row])} as {name}" for name, own in named.items() if not own[row].isfinite()]
+    return found[0] if found or steps is None else "step scores that are not finite"
+
+
+def _kind(given: Any) -> str:
+    if given is None:
+        return "None"
+    size = f" of {len(given)}" if isinstance(given, list | tuple) else ""
+    size = f" of shape {tuple(given.shape)}" if isinstance(given, Tensor) else size
+    return f"a {type(given).__name__}{size}"
