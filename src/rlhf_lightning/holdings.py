@@ -29,6 +29,7 @@ class HeldModel:
         token_budget: Most tokens of a packed row that it reads without gradient.
         late: Whether it is loaded by the first rollout, not before training.
         served: Whether a server could hold it instead (``rlhf serve-rm``).
+        dtype: Type of its weights where it may be another than the source's.
     """
 
     role: str
@@ -40,6 +41,7 @@ class HeldModel:
     token_budget: int = 0
     late: bool = False
     served: bool = False
+    dtype: str | None = None
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from rlhf_lightning.models.packed import (
     packed_hidden_states,
     packed_logprobs,
 )
-from rlhf_lightning.models.prepare import skeleton, trainable_scalar
+from rlhf_lightning.models.prepare import load_to_train, skeleton, trainable_scalar
 from rlhf_lightning.models.scalar import head_outputs, packed_scalars, scalar_model
 from rlhf_lightning.protocols import ModelSource
 from rlhf_lightning.types import PackedSequences
@@ -82,13 +82,14 @@ class SharedHead(Critic):
     The head has no bias and begins at 0.
 
     Args:
-        policy: Whose width, type and device the head takes.
+        policy: Whose width and device the head takes, and its type where that has more than 16 bits.
     """
 
     def __init__(self, policy: PreTrainedModel) -> None:
         super().__init__()
         width = policy.config.get_text_config().hidden_size
-        self.head = nn.Linear(width, 1, bias=False, dtype=policy.dtype, device=policy.device)
+        wide = torch.promote_types(policy.dtype, torch.float32)
+        self.head = nn.Linear(width, 1, bias=False, dtype=wide, device=policy.device)
         nn.init.zeros_(self.head.weight)
 
     @property
@@ -111,9 +112,19 @@ class SharedHead(Critic):
         return logprobs, head_outputs(self.head, hidden)
 
 
-def own_critic(source: ModelSource, *, lora: LoRA | None, gradient_checkpointing: bool) -> OwnCritic:
-    """A critic from a source of its own: a reward model with its head, or a causal LM under a new one."""
-    return OwnCritic(trainable_scalar(source.load(), lora=lora, gradient_checkpointing=gradient_checkpointing))
+def own_critic(
+    source: ModelSource, *, lora: LoRA | None, gradient_checkpointing: bool, sixteen_bits: bool = False
+) -> OwnCritic:
+    """A critic from a source of its own: a reward model with its head, or a causal LM under a new one.
+
+    Args:
+        source: Where it comes from.
+        lora: Its adapters.
+        gradient_checkpointing: Recompute activations in the backward pass.
+        sixteen_bits: Whether weights of 16 bits may train.
+    """
+    model = load_to_train(source, lora=lora, sixteen_bits=sixteen_bits)
+    return OwnCritic(trainable_scalar(model, lora=lora, gradient_checkpointing=gradient_checkpointing))
 
 
 def adapter_critic(

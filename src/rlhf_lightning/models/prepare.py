@@ -15,23 +15,63 @@ from rlhf_lightning.models.scalar import scalar_model
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
+    from rlhf_lightning.protocols import ModelSource
+
+SIXTEEN_BITS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Types in which a step of a usual learning rate is lost: a bfloat16 has 8 binary digits, so a weight of 0.02 moves by
+6e-5 at a time or not at all."""
+
+
+def trained_dtype(source: ModelSource, *, lora: LoRA | None, sixteen_bits: bool) -> str:
+    """Type of a model's weights where it trains: the source's; float32 where all of them train and that has 16 bits.
+
+    Args:
+        source: Where the model comes from.
+        lora: Its adapters, which are float32 at least whatever they stand on.
+        sixteen_bits: Whether weights of 16 bits may train.
+    """
+    own = str(getattr(source, "dtype", None) or "float32")
+    return "float32" if own in SIXTEEN_BITS and lora is None and not sixteen_bits else own
+
+
+def load_to_train(source: ModelSource, *, lora: LoRA | None, sixteen_bits: bool) -> PreTrainedModel:
+    """The source's model in :func:`trained_dtype`: read so, where the source says its type, else made so."""
+    wanted = trained_dtype(source, lora=lora, sixteen_bits=sixteen_bits)
+    if wanted != getattr(source, "dtype", wanted):
+        source = copy.copy(source)
+        source.dtype = wanted  # type: ignore[attr-defined]
+    model = source.load()
+    return model if lora or sixteen_bits else in_float32(model)
+
+
+def in_float32(model: PreTrainedModel, *, trained_alone: bool = False) -> PreTrainedModel:
+    """The model, what has 16 bits of it made float32 in place; ``trained_alone``: of the parameters that train."""
+    buffers = () if trained_alone else model.buffers()
+    for tensor in (*model.parameters(), *buffers):
+        if tensor.dtype in SIXTEEN_BITS.values() and (tensor.requires_grad or not trained_alone):
+            tensor.data = tensor.data.float()
+    return model
+
 
 def trainable(model: PreTrainedModel, *, lora: LoRA | None, gradient_checkpointing: bool) -> PreTrainedModel:
     """The model with dropout off, its adapters on if asked for, and activation checkpointing if asked for.
 
-    On CPU its norms and MLPs run leaner (``models.lean``).
+    Adapters are float32 at least. On CPU norms and MLPs run leaner (``models.lean``).
     """
     make_lean(without_dropout(model))
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return lora(model) if lora else model
+    return in_float32(lora(model), trained_alone=True) if lora else model
 
 
 def trainable_scalar(model: PreTrainedModel, *, lora: LoRA | None, gradient_checkpointing: bool) -> PreTrainedModel:
-    """As :func:`trainable`, with a scalar head: the model's own if it has one, else a new one that begins at 0."""
+    """As :func:`trainable`, with a scalar head: the model's own if it has one, else a new one that begins at 0.
+
+    With adapters the head, too, is float32 at least.
+    """
     headed = model if hasattr(model, "score") else scalar_model(model)
     made = trainable(headed, lora=None, gradient_checkpointing=gradient_checkpointing)
-    return lora.under_head(made) if lora else made
+    return in_float32(lora.under_head(made), trained_alone=True) if lora else made
 
 
 def skeleton(config: PretrainedConfig) -> PreTrainedModel:

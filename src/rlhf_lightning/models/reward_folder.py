@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from torch import Tensor
 
 from rlhf_lightning.errors import ModelSourceError
 from rlhf_lightning.models.scalar import scalar_head
@@ -76,7 +77,7 @@ class RewardModelFolder(Folder):
             )
 
     def load(self) -> PreTrainedModel:
-        """Backbone and head, in evaluation mode."""
+        """Backbone and head, in evaluation mode; the head in float32 at least, whatever the backbone is."""
         from transformers import AutoModelForSequenceClassification
 
         model = AutoModelForSequenceClassification.from_pretrained(
@@ -86,19 +87,22 @@ class RewardModelFolder(Folder):
             trust_remote_code=self.trust_remote_code,
             use_safetensors=True,
         ).eval()
-        scalar_head(model)
+        head = scalar_head(model)
+        stored = self._head().to(torch.promote_types(head.weight.dtype, torch.float32))
+        head.weight = torch.nn.Parameter(stored.to(head.weight.device))
         return model
 
     def identity(self) -> str:
         """The folder's, with the SHA-256 of the head: what begins alike (an embedding) may still score otherwise."""
+        digest = hashlib.sha256(self._head().float().numpy().tobytes())
+        return f"{super().identity()} head {digest.hexdigest()[:16]}"
+
+    def _head(self) -> Tensor:
         from safetensors import safe_open
 
-        digest = hashlib.sha256()
-        for file in sorted(self.path.glob("*.safetensors")):
-            if "score.weight" in _names(file):
-                with safe_open(file, "pt") as tensors:
-                    digest.update(tensors.get_tensor("score.weight").float().numpy().tobytes())
-        return f"{super().identity()} head {digest.hexdigest()[:16]}"
+        file = next(file for file in sorted(self.path.glob("*.safetensors")) if "score.weight" in _names(file))
+        with safe_open(file, "pt") as tensors:
+            return tensors.get_tensor("score.weight")  # type: ignore[no-any-return]
 
     def _read_card(self) -> RewardCard:
         file = self.path / CARD_FILE

@@ -8,12 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 import yaml
 
 from rlhf_lightning.errors import ConfigError, RunFolderError
 from rlhf_lightning.models.checkpoints import read_checkpoint
 from rlhf_lightning.models.lora import LoRA
-from rlhf_lightning.models.prepare import trainable
+from rlhf_lightning.models.prepare import in_float32, load_to_train, trainable, trained_dtype
+from rlhf_lightning.models.sources import DType
 from rlhf_lightning.protocols import ModelSource
 from rlhf_lightning.registry import nearest, register, resolve
 from rlhf_lightning.run_layout import CHECKPOINTS_FOLDER, CONFIG_FILE, newest_checkpoint
@@ -31,6 +33,8 @@ class RunPolicy(ModelSource):
 
     Args:
         path: The run folder (its newest checkpoint is taken), or a checkpoint inside one.
+        dtype: Type the weights are given in; the one that they were trained in when not given, and float32 where
+            adapters are merged: 16 bits would round most of what small adapters change away.
 
     Attributes:
         source: What the run started from.
@@ -41,16 +45,14 @@ class RunPolicy(ModelSource):
         ConfigError: If its configuration has no policy.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, dtype: DType | None = None) -> None:
         given = Path(path).expanduser()
         is_file = given.suffix == ".ckpt" or given.is_file()
         self.folder, self.checkpoint = _checkpoint(given) if is_file else _newest(given)
-        self.source, self._lora = policy_of(self.folder / CONFIG_FILE)
-
-    @property
-    def dtype(self) -> str:
-        """Type that the weights of what the run started from are loaded in."""
-        return str(getattr(self.source, "dtype", "float32"))
+        self.source, self._lora, self._sixteen_bits = policy_of(self.folder / CONFIG_FILE)
+        narrow = self._sixteen_bits and self._lora is None
+        self._own = trained_dtype(self.source, lora=None, sixteen_bits=narrow)
+        self.dtype: str = dtype or self._own
 
     @property
     def place(self) -> str:
@@ -76,12 +78,14 @@ class RunPolicy(ModelSource):
             ConfigError: If the checkpoint holds no policy, or another model's.
         """
         model = self.load_adapted()
-        merged: PreTrainedModel = model.merge_and_unload() if self._lora else model  # type: ignore[operator]
-        return merged
+        if self._lora:
+            model = in_float32(model).merge_and_unload()  # type: ignore[operator]
+        return model if self.dtype == self._own else model.to(getattr(torch, self.dtype))  # type: ignore[arg-type]
 
     def load_adapted(self) -> PreTrainedModel:
         """As ``load``, but with adapters as they were trained, where the run has any."""
-        model = trainable(self.source.load(), lora=self._lora, gradient_checkpointing=False)
+        loaded = load_to_train(self.source, lora=self._lora, sixteen_bits=self._sixteen_bits)
+        model = trainable(loaded, lora=self._lora, gradient_checkpointing=False)
         load_policy_weights(model, self.checkpoint)
         model.eval()  # type: ignore[no-untyped-call]
         return model
@@ -102,8 +106,8 @@ def is_run(path: Path) -> bool:
     return path.suffix == ".ckpt" or ((path / CONFIG_FILE).is_file() and not (path / "config.json").is_file())
 
 
-def policy_of(config: Path) -> tuple[ModelSource, LoRA | None]:
-    """What the policy of a run's configuration starts from, and its adapters.
+def policy_of(config: Path) -> tuple[ModelSource, LoRA | None, bool]:
+    """What the policy of a run's configuration starts from, its adapters, and whether 16 bits were let train.
 
     Raises:
         ConfigError: If it has none, or it cannot be made.
@@ -116,7 +120,8 @@ def policy_of(config: Path) -> tuple[ModelSource, LoRA | None]:
     except (KeyError, TypeError, StopIteration, yaml.YAMLError) as error:
         raise ConfigError(f"{config}: its model has no {' or '.join(POLICY_KEYS)}") from error
     lora = arguments.get("lora")
-    return source, None if lora is None else LoRA(**lora.get("init_args", lora))
+    adapters = None if lora is None else LoRA(**lora.get("init_args", lora))
+    return source, adapters, bool(arguments.get("train_in_16_bits", False))
 
 
 def load_policy_weights(model: PreTrainedModel, checkpoint: Path) -> None:

@@ -31,7 +31,8 @@ def scalar_model(model: PreTrainedModel) -> PreTrainedModel:
         model: A transformers causal LM. Its backbone is taken, not copied.
 
     Returns:
-        The architecture's ``…ForSequenceClassification`` with one label, in the model's type and on its device.
+        The architecture's ``…ForSequenceClassification`` with one label, in the model's type and on its device; the
+        head, which is small and has to learn, in float32 at least.
 
     Raises:
         ConfigError: If transformers has no such class for the architecture, or its head is not called ``score``.
@@ -47,7 +48,8 @@ def scalar_model(model: PreTrainedModel) -> PreTrainedModel:
     head = scalar_head(scalar)
     setattr(scalar, scalar.base_model_prefix, model.base_model)
     scalar.config = model.config  # the very one that the layers look at
-    zeros = torch.zeros(1, head.in_features, dtype=model.dtype, device=model.device)
+    wide = torch.promote_types(model.dtype, torch.float32)
+    zeros = torch.zeros(1, head.in_features, dtype=wide, device=model.device)
     scalar.score = nn.Linear(head.in_features, 1, bias=False, device="meta")
     scalar.score.weight = nn.Parameter(zeros)
     return scalar.eval()  # type: ignore[no-any-return]

@@ -27,6 +27,7 @@ from rlhf_lightning.models.cpu_memory import keep_freed_memory
 from rlhf_lightning.modules._batches import EpochBatches, MicroBatch
 from rlhf_lightning.modules._checkpointed import CheckpointedModule
 from rlhf_lightning.modules.optim import StepGuard, named_groups, not_finite, warm_up
+from rlhf_lightning.modules.plan import check_types, check_wide
 from rlhf_lightning.modules.sharing import check_ranks
 from rlhf_lightning.strategies import Sharding, sharding_of
 from rlhf_lightning.strategies.checkpoint_files import use_checkpoint_files
@@ -43,6 +44,7 @@ class EdgeModule(CheckpointedModule):
         warmup_updates: Linear warm-up; the learning rate is constant after it.
         max_grad_norm: Gradient norm limit a parameter group; None is no limit.
         seed: Run seed.
+        train_in_16_bits: Whether weights that train stay in a source's 16 bits.
 
     Attributes:
         rollout_index: Number of epochs finished.
@@ -52,12 +54,17 @@ class EdgeModule(CheckpointedModule):
     """
 
     def __init__(
-        self, optimizer: OptimizerCallable, warmup_updates: int, max_grad_norm: float | None, seed: int
+        self,
+        optimizer: OptimizerCallable,
+        warmup_updates: int,
+        max_grad_norm: float | None,
+        seed: int,
+        train_in_16_bits: bool = False,
     ) -> None:
         super().__init__()
         self.strict_loading = False
         self.make_optimizer, self.warmup_updates, self.max_grad_norm = optimizer, warmup_updates, max_grad_norm
-        self.seed = seed
+        self.seed, self.train_in_16_bits = seed, train_in_16_bits
         self.guard = StepGuard()
         self.events, self.means = Events(), Means()
         self.rollout_index = 0
@@ -150,12 +157,14 @@ class EdgeModule(CheckpointedModule):
         precision = str(self.trainer.precision)
         if precision.endswith("-true") and precision != "32-true":
             raise ConfigError(
-                f"trainer.precision: {precision} is not for packed batches. For weights of that type, leave it out and "
-                "set dtype of the model's source; for fp32 weights and faster products, take bf16-mixed"
+                f"trainer.precision: {precision} is not for packed batches. For float32 weights and faster products, "
+                "take bf16-mixed. For frozen weights of that type, set dtype of the model's source; for weights of it "
+                "that train, train_in_16_bits: true besides"
             )
         check_ranks(self.trainer, self.smallest_update)
         self.preflight(self.data)
         self.sharding = sharding_of(self.trainer.strategy)
+        check_types(self.holdings().models, self.sharding, sixteen_bits=self.train_in_16_bits)
         use_checkpoint_files(self.trainer.strategy)
 
     def tell_callbacks(self, hook: str = "on_rollout_start", *details: Any) -> None:
@@ -207,8 +216,15 @@ class EdgeModule(CheckpointedModule):
         return self.trainer.accumulate_grad_batches * self.trainer.world_size
 
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
-        """One optimizer over named groups, warm-up then constant."""
-        optimizer = self.make_optimizer(named_groups(self.parameter_groups(), self.learning_rates()))
+        """One optimizer over named groups, warm-up then constant.
+
+        Raises:
+            ConfigError: If a parameter of 16 bits would train and nobody asked for that.
+        """
+        groups = named_groups(self.parameter_groups(), self.learning_rates())
+        if not self.train_in_16_bits:
+            check_wide(self.named_parameters())
+        optimizer = self.make_optimizer(groups)
         return {"optimizer": optimizer, "lr_scheduler": warm_up(optimizer, self.warmup_updates, self.update_delays())}
 
     def configure_gradient_clipping(

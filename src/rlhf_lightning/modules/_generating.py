@@ -13,7 +13,7 @@ from rlhf_lightning.data.seeding import derive_seed
 from rlhf_lightning.holdings import POLICY, HeldModel
 from rlhf_lightning.models.lora import LoRA
 from rlhf_lightning.models.packed import causal_lm, check_packable
-from rlhf_lightning.models.prepare import skeleton, trainable
+from rlhf_lightning.models.prepare import load_to_train, skeleton, trainable, trained_dtype
 from rlhf_lightning.modules._edges import EdgeModule
 from rlhf_lightning.modules.evaluation import evaluate, greedy, sampled_metrics
 from rlhf_lightning.protocols import ModelSource, Sampler, Scorer
@@ -41,6 +41,7 @@ class GeneratingModule(EdgeModule):
         lora: Low-rank adapters.
         gradient_checkpointing: Recompute activations in the backward pass.
         seed: Run seed.
+        train_in_16_bits: Whether weights that train stay in a source's 16 bits.
     """
 
     def __init__(
@@ -53,8 +54,9 @@ class GeneratingModule(EdgeModule):
         lora: LoRA | None,
         gradient_checkpointing: bool,
         seed: int,
+        train_in_16_bits: bool = False,
     ) -> None:
-        super().__init__(optimizer, warmup_updates, max_grad_norm, seed)
+        super().__init__(optimizer, warmup_updates, max_grad_norm, seed, train_in_16_bits)
         self.policy_source, self.sampler = policy, sampler
         self.lora, self.gradient_checkpointing = lora, gradient_checkpointing
         self.verifier = VerifierScorer()
@@ -102,9 +104,8 @@ class GeneratingModule(EdgeModule):
 
     def load_trained(self) -> None:
         """Loads the weights that train, as they are before the first update; a checkpoint's may be laid over them."""
-        self.policy = trainable(
-            self.policy_source.load(), lora=self.lora, gradient_checkpointing=self.gradient_checkpointing
-        )
+        loaded = load_to_train(self.policy_source, lora=self.lora, sixteen_bits=self.train_in_16_bits)
+        self.policy = trainable(loaded, lora=self.lora, gradient_checkpointing=self.gradient_checkpointing)
 
     def load_frozen(self) -> None:
         """Loads what never trains, after :meth:`load_trained`; nothing by default."""
@@ -115,7 +116,10 @@ class GeneratingModule(EdgeModule):
 
     def held_models(self) -> tuple[HeldModel, ...]:
         """The policy."""
-        return (HeldModel(POLICY, self.policy_source, trained=True, lora=self.lora),)
+        return (HeldModel(POLICY, self.policy_source, True, lora=self.lora, dtype=self._dtype_of(self.policy_source)),)
+
+    def _dtype_of(self, source: ModelSource) -> str:
+        return trained_dtype(source, lora=self.lora, sixteen_bits=self.train_in_16_bits)
 
     def to_rollout_mode(self) -> None:
         """Before sampling: evaluation mode, and a sampler that knows the weights of now."""

@@ -45,9 +45,11 @@ class ReferredModule(LearningModule):
 
     def held_models(self) -> tuple[HeldModel, ...]:
         """The policy, and a reference where one is loaded."""
-        own = self.kl.given and (self.reference_source is not None or self.lora is None)
-        source = self.reference_source or self.policy_source
-        return (*super().held_models(), *([HeldModel(REFERENCE, source)] if own else []))
+        held = super().held_models()
+        if self.kl.given and self.reference_source is not None:
+            return (*held, HeldModel(REFERENCE, self.reference_source))
+        copied = HeldModel(REFERENCE, self.policy_source, dtype=self._dtype_of(self.policy_source))
+        return (*held, *([copied] if self.kl.given and self.lora is None else []))
 
     def forwards(self) -> tuple[Forward, ...]:
         """What is computed of a rollout beside its scores."""

@@ -6,8 +6,13 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from torch import nn
+
 from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.holdings import HeldModel
+from rlhf_lightning.models.prepare import SIXTEEN_BITS
 from rlhf_lightning.protocols import AdvantageEstimator, RewardTransform, Sampler
+from rlhf_lightning.strategies import Sharding
 
 
 @dataclass(frozen=True)
@@ -140,6 +145,64 @@ def check_token_budget(token_budget: int, longest_prompt: int, max_new_tokens: i
         raise ConfigError(
             f"token_budget is {token_budget}, but a prompt of {longest_prompt} tokens with a response of up to "
             f"{max_new_tokens} takes {least} in a row: make it at least {least}"
+        )
+
+
+def said_types(models: Iterable[HeldModel]) -> list[str]:
+    """A line for each model that trains in another type than its source says."""
+    own = {held.role: getattr(held.source, "dtype", None) for held in models}
+    return [
+        f"{held.role}: all weights train, so they are {held.dtype}; in its source's {own[held.role]} small steps would "
+        "be lost (train_in_16_bits: true keeps it)"
+        for held in models
+        if held.trained and held.dtype and own[held.role] not in (None, held.dtype)
+    ]
+
+
+def check_types(models: Iterable[HeldModel], sharding: Sharding, *, sixteen_bits: bool) -> None:
+    """Refuses 16 bits that nothing would train in, and mixtures of types that the strategy cannot hold.
+
+    Args:
+        models: All that the run holds.
+        sharding: Where the weights will be.
+        sixteen_bits: Whether weights of 16 bits may train.
+
+    Raises:
+        ConfigError: Naming the model.
+    """
+    trained = [(held, str(getattr(held.source, "dtype", None) or "float32")) for held in models if held.trained]
+    if sixteen_bits and not any(own in SIXTEEN_BITS and held.lora is None for held, own in trained):
+        types = ", ".join(f"{held.role}: {'adapters' if held.lora else own}" for held, own in trained)
+        raise ConfigError(
+            f"train_in_16_bits: there are no such weights here ({types}): set dtype: bfloat16 of the model's source "
+            "too, or leave it out"
+        )
+    for held, own in trained:
+        if held.lora is not None and own in SIXTEEN_BITS and not sharding.mixes_types:
+            raise ConfigError(
+                f"trainer.strategy: it keeps the weights of a layer in one type, but the adapters of {held.role} are "
+                f"float32 and its frozen weights {own}: take fsdp2, or dtype: float32 of its source"
+            )
+        if held.scalar and held.lora is None and held.dtype in SIXTEEN_BITS and sharding.is_sharded:
+            raise ConfigError(
+                f"train_in_16_bits: the head of {held.role} is float32 all the same, and sharded weights that train "
+                "must be of one type: leave it out"
+            )
+
+
+def check_wide(parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
+    """Refuses to train parameters of 16 bits.
+
+    Raises:
+        ConfigError: Naming the first.
+    """
+    narrow = [(name, p) for name, p in parameters if p.requires_grad and p.dtype in SIXTEEN_BITS.values()]
+    if narrow:
+        name, parameter = narrow[0]
+        raise ConfigError(
+            f"{len(narrow)} parameters of 16 bits would train, first {name} ({parameter.dtype}): most steps of a small "
+            "learning rate are less than their last digit, and would be lost without a word. Let the model's source "
+            "load float32, or set train_in_16_bits: true"
         )
 
 

@@ -149,7 +149,12 @@ class PPOModule(PolicyModule):
                 gradient_checkpointing=self.gradient_checkpointing,
                 share=not self.sharding.is_sharded,
             )
-        return own_critic(self.critic_source, lora=self.lora, gradient_checkpointing=self.gradient_checkpointing)
+        return own_critic(
+            self.critic_source,
+            lora=self.lora,
+            gradient_checkpointing=self.gradient_checkpointing,
+            sixteen_bits=self.train_in_16_bits,
+        )
 
     def parameter_groups(self) -> dict[str, Iterable[torch.nn.Parameter]]:
         """The policy's and the critic's parameters."""
@@ -168,7 +173,8 @@ class PPOModule(PolicyModule):
         if self.shared_backbone:
             return super().held_models()
         shares = POLICY if self.lora is not None and not self.has_own_source else None
-        critic = HeldModel(CRITIC, self.critic_source, True, scalar=True, lora=self.lora, weights_of=shares)
+        own = {"lora": self.lora, "dtype": self._dtype_of(self.critic_source)}
+        critic = HeldModel(CRITIC, self.critic_source, True, scalar=True, weights_of=shares, **own)  # type: ignore[arg-type]
         policy, *others = super().held_models()
         return policy, critic, *others
 

@@ -17,11 +17,12 @@ from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.holdings import HeldModel, Holdings, Updates
 from rlhf_lightning.models.lora import LoRA, merged_copy
 from rlhf_lightning.models.packed import check_packable
-from rlhf_lightning.models.prepare import skeleton, trainable_scalar
+from rlhf_lightning.models.prepare import load_to_train, skeleton, trainable_scalar, trained_dtype
 from rlhf_lightning.models.reward_folder import RewardCard, save_reward_model, with_head
 from rlhf_lightning.models.scalar import packed_scalars, scalar_head, scalar_model
 from rlhf_lightning.modules._measured_rewards import MeasuredRewards
 from rlhf_lightning.modules._reward_parts import check_sizes, check_weights, loss_parts
+from rlhf_lightning.modules.plan import said_types
 from rlhf_lightning.modules.sharing import own_batches
 from rlhf_lightning.protocols import ModelSource
 from rlhf_lightning.registry import check_choice
@@ -69,6 +70,8 @@ class RewardModel(MeasuredRewards):
         lora: Low-rank adapters in the backbone; they and the head train. They are merged in what is exported.
         gradient_checkpointing: Recompute activations in the backward pass.
         seed: Run seed.
+        train_in_16_bits: Let weights that all train stay in the 16 bits of their source. They are float32 otherwise,
+            whatever the source says: most steps of a small learning rate are less than the last digit of 16 bits.
 
     Raises:
         ConfigError: If a size is not positive, a weight is negative, or nothing would be learnt.
@@ -95,8 +98,9 @@ class RewardModel(MeasuredRewards):
         lora: LoRA | None = None,
         gradient_checkpointing: bool = False,
         seed: int = 1,
+        train_in_16_bits: bool = False,
     ) -> None:
-        super().__init__(optimizer, warmup_updates, max_grad_norm, seed)
+        super().__init__(optimizer, warmup_updates, max_grad_norm, seed, train_in_16_bits)
         check_choice(supervision, ("outcome", "process"), "supervision")
         check_choice(average, ("places", "responses"), "average")
         check_sizes(batch_size=batch_size, updates_per_epoch=updates_per_epoch, token_budget=token_budget)
@@ -172,7 +176,7 @@ class RewardModel(MeasuredRewards):
             f"reward model, {self.supervision} supervision: {self._updates} updates of {self.batch_size} groups an "
             f"epoch, micro-batches of up to {self.token_budget} tokens"
         )
-        return "\n".join(filter(None, (own, self._of_data)))
+        return "\n".join(filter(None, (own, *said_types(self.holdings().models), self._of_data)))
 
     def configure_model(self) -> None:
         """Loads the backbone and puts the head on it."""
@@ -182,9 +186,11 @@ class RewardModel(MeasuredRewards):
 
     def load_trained(self) -> None:
         """Backbone and head before the first update."""
-        self.scalar = trainable_scalar(
-            self.backbone_source.load(), lora=self.lora, gradient_checkpointing=self.gradient_checkpointing
-        )
+        self.scalar = self._made(gradient_checkpointing=self.gradient_checkpointing)
+
+    def _made(self, *, gradient_checkpointing: bool) -> PreTrainedModel:
+        model = load_to_train(self.backbone_source, lora=self.lora, sixteen_bits=self.train_in_16_bits)
+        return trainable_scalar(model, lora=self.lora, gradient_checkpointing=gradient_checkpointing)
 
     def scalar_models(self) -> dict[str, tuple[torch.nn.Module, Any]]:
         """The reward model."""
@@ -196,7 +202,8 @@ class RewardModel(MeasuredRewards):
 
     def holdings(self) -> Holdings:
         """The model alone."""
-        held = HeldModel("reward model", self.backbone_source, trained=True, scalar=True, lora=self.lora)
+        dtype = trained_dtype(self.backbone_source, lora=self.lora, sixteen_bits=self.train_in_16_bits)
+        held = HeldModel("reward model", self.backbone_source, True, scalar=True, lora=self.lora, dtype=dtype)
         sizes = (self._updates, self.batch_size, 1, self.token_budget)
         return Holdings((held,), Updates(*sizes, checkpointing=self.gradient_checkpointing))
 
@@ -267,7 +274,7 @@ class RewardModel(MeasuredRewards):
             return None
         if weights is None:
             return self.model
-        made = trainable_scalar(self.backbone_source.load(), lora=self.lora, gradient_checkpointing=False)
+        made = self._made(gradient_checkpointing=False)
         made.load_state_dict(weights, strict=False)  # tied weights may have one name alone
         return made
 

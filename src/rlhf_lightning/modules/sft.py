@@ -19,6 +19,7 @@ from rlhf_lightning.models.lora import LoRA
 from rlhf_lightning.models.packed import packed_logprobs
 from rlhf_lightning.models.rollout_packs import within_budget
 from rlhf_lightning.modules._generating import GeneratingModule
+from rlhf_lightning.modules.plan import said_types
 from rlhf_lightning.modules.sharing import for_all_ranks, own_batches
 from rlhf_lightning.protocols import ModelSource, Sampler
 from rlhf_lightning.samplers import InProcessSampler
@@ -64,6 +65,7 @@ class SFTModule(GeneratingModule):
         gradient_checkpointing: Recompute activations in the backward pass.
         sampler: For greedy accuracy on held-out prompts.
         seed: Run seed: the order of demonstrations.
+        train_in_16_bits: Let weights that train stay in the 16 bits of their source; float32 otherwise.
 
     Raises:
         ConfigError: If a size is not positive.
@@ -85,6 +87,7 @@ class SFTModule(GeneratingModule):
         gradient_checkpointing: bool = False,
         sampler: Sampler | None = None,
         seed: int = 1,
+        train_in_16_bits: bool = False,
     ) -> None:
         super().__init__(
             policy,
@@ -95,6 +98,7 @@ class SFTModule(GeneratingModule):
             lora,
             gradient_checkpointing,
             seed,
+            train_in_16_bits,
         )
         for name, value in {"batch_size": batch_size, "updates_per_epoch": updates_per_epoch}.items():
             if value < 1:
@@ -116,6 +120,11 @@ class SFTModule(GeneratingModule):
     def updates_per_epoch(self) -> int:
         """Optimizer steps an epoch."""
         return self._updates
+
+    def describe(self) -> str:
+        """What an epoch is."""
+        own = f"{self._updates} updates of {self.batch_size} demonstrations an epoch"
+        return "\n".join((own, *said_types(self.held_models())))
 
     def holdings(self) -> Holdings:
         """The model; its sampler draws for evaluation alone."""

@@ -118,7 +118,7 @@ def _model(held: HeldModel, stated: Mapping[str, str]) -> Model:
         role=held.role,
         place=held.source.place,
         shape=shape,
-        width=BYTES[getattr(held.source, "dtype", "float32")],
+        width=BYTES[held.dtype or getattr(held.source, "dtype", None) or "float32"],
         trained=held.trained,
         scalar=held.scalar,
         rank=held.lora.rank if held.lora else 0,

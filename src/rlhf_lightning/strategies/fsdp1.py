@@ -172,6 +172,7 @@ class FlatShards(Sharding):
     """Each unit's parameters are one flat tensor, of which each rank has a part; the units are wrapped by FSDP1."""
 
     is_sharded = True
+    mixes_types = False
 
     def place_frozen(self, model: nn.Module) -> nn.Module:
         """A root of its own."""

@@ -22,6 +22,8 @@ class Sharding:
 
     #: Whether parameters are spread over ranks.
     is_sharded = False
+    #: Whether a layer's parameters may be of several types.
+    mixes_types = True
     #: Whether a rank that cannot write its part of a checkpoint can tell the others, as none waits inside a library.
     tells_of_failures = True
 
