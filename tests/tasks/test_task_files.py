@@ -117,8 +117,11 @@ def test_it_pickles_without_its_rows(train):
             '{"question": "a", "answers": 1}\n',
             "line 1: no field 'answer'. Did you mean 'answers'.*Present: question, an",
         ),
-        ('{"question": ["a"], "answer": 1}\n', "line 1: field 'question' must be text or a number, got list"),
-        ('{"question": "a", "answer": null}\n', "line 1: field 'answer' must be text or a number, got None"),
+        ('{"question": ["a"], "answer": 1}\n', "line 1: field 'question' must be a list of {role, content}, got list"),
+        (
+            '{"question": "a", "answer": null}\n',
+            "line 1: field 'answer' must be text, a number, or a list of those, got None",
+        ),
         ('{"question": " ", "answer": 1}\n', "line 1: field 'question' is empty"),
         ('{"question": "a", "answer": " "}\n', "line 1: field 'answer' holds no answer"),
         ("\n\n", "bad.jsonl: no rows"),

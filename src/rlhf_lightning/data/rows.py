@@ -12,6 +12,9 @@ from typing import Any, NoReturn
 from rlhf_lightning.errors import DataError
 from rlhf_lightning.registry import did_you_mean
 
+ON_BAD_ROW = ("error", "skip")
+"""What can be done about a malformed row."""
+
 _STEP = re.compile(r"\[(-?[0-9]+)\]|([^.\[\]]+)")
 _SEPARATOR = re.compile(r"[/\\]")
 _SPEAKERS = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant"}
@@ -180,6 +183,15 @@ class Field:
         if not found or None in found:
             self.refuse("a list of {role, content}")
         return [turn for turn in found if turn is not None]
+
+    def answer(self) -> tuple[list[dict[str, str]], str]:
+        """An answer, and the turns before it: none where it is a text, else a conversation that the assistant ends."""
+        if not isinstance(self.value, list | Mapping):
+            return [], self.text()
+        *before, last = self.turns()
+        if last["role"] != "assistant":
+            self.refuse("turns of which the last is the assistant's")
+        return before, last["content"]
 
     def refuse(self, expected: str, got: str | None = None) -> NoReturn:
         """Raises DataError with what was expected here, and what stands here."""

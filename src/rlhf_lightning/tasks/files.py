@@ -1,79 +1,103 @@
-"""Problems from a user's own JSONL and Parquet files, in their published field names."""
+"""Problems from a user's own files, or from published ones in their own field names."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from rlhf_lightning.data.row_files import read_rows
-from rlhf_lightning.data.rows import Row, question_key
+from rlhf_lightning.data.row_files import RowFile, open_rows
+from rlhf_lightning.data.rows import ON_BAD_ROW, Field, Row, question_key
 from rlhf_lightning.data.seeding import derive_seed
 from rlhf_lightning.errors import ConfigError, DataError
 from rlhf_lightning.protocols import Task
 from rlhf_lightning.registry import check_choice, register
-from rlhf_lightning.tasks.verifiers import READINGS, compile_pattern, extract, find_verifier, last_boxed
+from rlhf_lightning.tasks.presets import PRESETS, whole_text
+from rlhf_lightning.tasks.verifiers import READINGS, compile_pattern, extract, find_verifier
 from rlhf_lightning.types import Demonstration, Problem
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Preset:
-    """The field names of a published data set.
+class _Entry:
+    """A problem and where its row stands."""
 
-    Attributes:
-        question: Field of the question.
-        answer: Field of the reference answer.
-        response: Field of a worked answer, or None.
-        reference: Takes the reference answer out of the answer field; None where there is none in it.
-    """
+    problem: Problem
+    rows: RowFile
+    index: int
 
-    question: str
-    answer: str
-    response: str | None
-    reference: Callable[[str], str | None]
+    @property
+    def key(self) -> str:
+        return question_key(self.problem.whole_question)
 
 
-def after_hashes(text: str) -> str | None:
-    """GSM8K: what follows the last ``#### ``."""
-    _, found, answer = text.rpartition("####")
-    return answer.strip() if found else None
+@dataclass(frozen=True)
+class _Sets:
+    held_out: list[_Entry]
+    train: list[_Entry]
+    dropped: int
+    skipped: int
 
 
-def whole_text(text: str) -> str | None:
-    """The field is the answer."""
-    return text.strip() or None
+class _RowFields(Mapping[str, Any]):
+    """The fields of a row, read again when they are asked for; it pickles as the fields themselves."""
+
+    def __init__(self, rows: RowFile, index: int) -> None:
+        self._rows, self._index = rows, index
+
+    def __getitem__(self, name: str) -> Any:
+        return self._rows[self._index].fields[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows[self._index].fields)
+
+    def __len__(self) -> int:
+        return len(self._rows[self._index].fields)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self._rows[self._index].fields),)
 
 
-PRESETS: dict[str, Preset] = {
-    "plain": Preset("question", "answer", None, whole_text),
-    "gsm8k": Preset("question", "answer", "answer", after_hashes),
-    "math": Preset("problem", "solution", "solution", last_boxed),
-}
-"""Field names by data set."""
-
-
+@register("task", "file")
 class FileTask(Task):
-    """Problems from a file; the suffix of the name says how it is read.
+    r"""Problems from files: a file, a folder, a pattern, a data set of the hub, or a list of those.
+
+    :func:`rlhf_lightning.data.row_files.open_rows` says what can be read, docs/data_files.md shows it. A field may be
+    named by a path: ``reward_model.ground_truth``, ``turns[0]``. A question is a text, or turns (``{role, content}``)
+    of which the last is to be answered. An answer is a text, a number, or a list of those: any of them is right.
 
     A question in both sets (white space aside) is only held out: its training rows are dropped and counted in
-    :attr:`dropped`.
+    :attr:`dropped`. Every field of a row is in its problem's ``metadata["fields"]``.
 
     Args:
-        path: File of the training problems.
-        held_out_path: File of the held-out problems. Without it, a share of ``path`` is held out.
+        path: The training problems.
+        held_out_path: The held-out problems. Without it (and ``held_out_split``), a share of ``path`` is held out.
         held_out_fraction: That share. Which questions it takes depends on their text and the seed, not on their order.
-        preset: Field names and answer format of a known data set: ``plain``, ``gsm8k`` or ``math``.
+        preset: Field names and answer format of a known data set: ``plain``, ``gsm8k``, ``math``, …
         question_field: Field of the question, where it is not the preset's.
-        answer_field: Field of the reference answer, where it is not the preset's; then it holds the answer alone.
-        response_field: Field of a worked answer to learn from (:meth:`demonstrations`).
+        answer_field: Field of the reference answer, where it is not the preset's; then it holds the answer alone. ""
+            where there is none: then something else than the verifier must score the responses.
+        response_field: Field of a worked answer to learn from (:meth:`demonstrations`); a text, or turns that end with
+            it. It may be the question's field, if that holds turns which end with the assistant's.
         verifier: How answers are compared: ``math`` (math-verify), ``numeric`` (last number) or ``exact``.
-        prompt_format: The prompt, with ``{question}`` where the question goes.
+        prompt_format: The prompt, with ``{question}`` where the question goes, and ``{field}`` for other fields of the
+            row; a list is written a line each, and with ``{field:letters}`` as A., B., C. ``{{field}}`` is the word in
+            braces itself, as is what follows a command (``\boxed{x}``). Of turns, the last one of the user is put
+            into it. The preset's when not given, which is ``{question}`` for most.
         answer_pattern: Regular expression with one group, the answer; its last match in the response counts, and no
             match scores 0. When not given: the text after the last ``Answer:``, or else the whole response.
         label: Name of the task; the class's when not given.
         seed: Of the share held out.
+        on_bad_row: ``error`` refuses a malformed row with its place, field and what was expected; ``skip`` leaves it
+            out, counts it in :attr:`skipped` and warns once.
+        subset: Configuration of a data set of the hub.
+        split: Split of a data set of the hub, or of a saved one; ``train`` when not given.
+        held_out_split: The held-out split, of ``held_out_path`` or else of ``path``.
+        columns: Names of the columns of CSV files whose first line is a row already.
+        cache_dir: Folder that ``datasets`` keeps its files in.
 
     Raises:
         ConfigError: If preset, verifier, pattern, format or share cannot be.
@@ -85,58 +109,74 @@ class FileTask(Task):
 
     def __init__(
         self,
-        path: str,
-        held_out_path: str | None = None,
+        path: str | list[str],
+        held_out_path: str | list[str] | None = None,
         held_out_fraction: float = 0.1,
         preset: str = "plain",
         question_field: str | None = None,
         answer_field: str | None = None,
         response_field: str | None = None,
         verifier: str = "math",
-        prompt_format: str = "{question}",
+        prompt_format: str | None = None,
         answer_pattern: str | None = None,
         label: str | None = None,
         seed: int = 0,
+        on_bad_row: str = "error",
+        subset: str | None = None,
+        split: str | None = None,
+        held_out_split: str | None = None,
+        columns: list[str] | None = None,
+        cache_dir: str | None = None,
     ) -> None:
         self.name = label or type(self).name
-        self.path, self.held_out_path = path, held_out_path
+        self.path, self.held_out_path = path, held_out_path or (path if held_out_split else None)
         self.held_out_fraction, self.seed = held_out_fraction, seed
-        self.fields = self._fields(preset, question_field, answer_field, response_field)
-        self.verifier, self.reading = find_verifier(verifier), READINGS[verifier]
-        self.prompt_format = prompt_format
-        self.answer_pattern = compile_pattern(answer_pattern, f"task {self.name}: answer_pattern")
-        if "{question}" not in prompt_format:
-            raise ConfigError(f"task {self.name}: prompt_format must contain {{question}}, got {prompt_format!r}")
-        if held_out_path is None and not 0 < held_out_fraction < 1:
-            raise ConfigError(f"task {self.name}: held_out_fraction must be in (0, 1), got {held_out_fraction}")
-
-    def _fields(self, preset: str, question: str | None, answer: str | None, response: str | None) -> Preset:
         check_choice(preset, PRESETS, f"task {self.name}: preset")
-        known = PRESETS[preset]
-        return Preset(
-            question=question or known.question,
-            answer=answer or known.answer,
-            response=response or known.response,
-            reference=whole_text if answer else known.reference,
-        )
+        own: dict[str, Any] = {"question": question_field, "answer": answer_field, "response": response_field}
+        own |= {"prompt": prompt_format, "columns": columns}
+        own |= {"reference": None if answer_field is None else whole_text}
+        self.fields = replace(PRESETS[preset], **{key: value for key, value in own.items() if value is not None})
+        self.verifier, self.reading = find_verifier(verifier), READINGS[verifier]
+        self.answer_pattern = compile_pattern(answer_pattern, f"task {self.name}: answer_pattern")
+        check_choice(on_bad_row, ON_BAD_ROW, f"task {self.name}: on_bad_row")
+        self.on_bad_row = on_bad_row
+        self.subset, self.split, self.held_out_split, self.cache_dir = subset, split, held_out_split, cache_dir
+        self.fields.check_prompt(f"task {self.name}: prompt_format")
+        if self.held_out_path is None and not 0 < held_out_fraction < 1:
+            raise ConfigError(f"task {self.name}: held_out_fraction must be in (0, 1), got {held_out_fraction}")
+        if held_out_split is not None and held_out_path is None and held_out_split == (split or "train"):
+            raise ConfigError(f"task {self.name}: held_out_split is {held_out_split!r}, which is trained on")
 
     def train_problems(self) -> Sequence[Problem]:
         """The file's problems, without those held out."""
-        return [problem for problem, _ in self._sets[1]]
+        return [entry.problem for entry in self._sets.train]
 
     def held_out_problems(self) -> Sequence[Problem]:
         """The held-out problems, each question once."""
-        return [problem for problem, _ in self._sets[0]]
+        return [entry.problem for entry in self._sets.held_out]
 
     @property
     def dropped(self) -> int:
         """Training rows dropped because ``held_out_path`` asks the same."""
-        return self._sets[2]
+        return self._sets.dropped
+
+    @property
+    def skipped(self) -> int:
+        """Malformed rows left out."""
+        return self._sets.skipped
 
     def verify(self, problem: Problem, response: str) -> float:
-        """Compares the extracted answer with the reference."""
+        """Compares the extracted answer with the reference; with the best of them, where there are several.
+
+        Raises:
+            ConfigError: If the task has no reference answers.
+        """
+        if not self.fields.answer:
+            raise ConfigError(f"task {self.name}: has no answer_field, so it cannot verify; name another scorer")
         answer = extract(self.answer_pattern, response)
-        return 0.0 if answer is None else self.verifier(problem.answer, answer)
+        if answer is None:
+            return 0.0
+        return max(self.verifier(one, answer) for one in problem.metadata.get("answers", [problem.answer]))
 
     def answer_of(self, problem: Problem, response: str) -> str | None:
         """What ``answer_pattern`` finds, as the verifier reads it: the last number, the last box, or the text."""
@@ -152,66 +192,71 @@ class FileTask(Task):
         """
         if self.fields.response is None:
             raise ConfigError(f"task {self.name}: demonstrations need response_field, the field of a worked answer")
-        for problem, row in self._sets[1]:
-            yield Demonstration(problem, row.text(self.fields.response), correct=True)
+        for entry in self._sets.train:
+            field = Field.of(entry.rows[entry.index]).at(self.fields.response)
+            yield Demonstration(entry.problem, field.answer()[1], correct=True)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the rows: a worker process only verifies."""
         return {key: value for key, value in self.__dict__.items() if key != "_sets"}
 
     @cached_property
-    def _sets(self) -> tuple[list[_Entry], list[_Entry], int]:
+    def _sets(self) -> _Sets:
         """Held-out and training entries, and how many training rows were dropped."""
-        rows = [(self._problem(row, ""), row) for row in read_rows(self.path)]
+        entries, skipped = self._entries(self.path, self.split, "")
         if self.held_out_path is None:
-            chosen = self._share({question_key(problem.question) for problem, _ in rows})
-            held_out = _first_of_each([entry for entry in rows if question_key(entry[0].question) in chosen])
+            chosen = self._share({entry.key for entry in entries})
+            held_out, bad = [entry for entry in entries if entry.key in chosen], 0
         else:
-            held_out = _first_of_each([(self._problem(row, "held-out/"), row) for row in read_rows(self.held_out_path)])
-        keys = {question_key(problem.question) for problem, _ in held_out}
-        train = [entry for entry in rows if question_key(entry[0].question) not in keys]
-        self._refuse_empty(train, held_out)
-        return held_out, train, len(rows) - len(train) if self.held_out_path else 0
-
-    def _share(self, keys: set[str]) -> set[str]:
-        count = max(1, round(len(keys) * self.held_out_fraction))
-        return set(sorted(keys, key=lambda key: (derive_seed("held-out", self.seed, key), key))[:count])
-
-    def _refuse_empty(self, train: list[_Entry], held_out: list[_Entry]) -> None:
+            held_out, bad = self._entries(self.held_out_path, self.held_out_split, "held-out/")
+        held_out = list({entry.key: entry for entry in reversed(held_out)}.values())[::-1]
+        keys = {entry.key for entry in held_out}
+        train = [entry for entry in entries if entry.key not in keys]
         if not train:
             where = (
                 f" of {self.held_out_path}" if self.held_out_path else f" (held_out_fraction {self.held_out_fraction})"
             )
             raise DataError(f"{self.path}: no training problem is left beside the {len(held_out)} held-out ones{where}")
+        return _Sets(held_out, train, len(entries) - len(train) if self.held_out_path else 0, skipped + bad)
 
-    def _problem(self, row: Row, prefix: str) -> Problem:
-        question = row.text(self.fields.question)
-        if not question.strip():
-            raise DataError(f"{row.place}: field {self.fields.question!r} is empty")
-        answer = self.fields.reference(row.text(self.fields.answer))
-        if answer is None:
-            raise DataError(f"{row.place}: field {self.fields.answer!r} holds no answer in the expected format")
-        file = re.split(r"[/\\]", row.path)[-1]
-        prompt = self.prompt_format.replace("{question}", question)
-        return Problem(f"{prefix}{file}:{row.number}", prompt, answer, {"place": row.place})
+    def _entries(self, path: str | list[str], split: str | None, prefix: str) -> tuple[list[_Entry], int]:
+        """The problems of all rows, and how many rows are malformed and left out."""
+        columns = self.fields.columns
+        rows = open_rows(path, subset=self.subset, split=split, columns=columns, cache_dir=self.cache_dir)
+        entries: list[_Entry] = []
+        bad, first = 0, ""
+        for index in range(len(rows)):
+            try:
+                entries.append(_Entry(self._problem(rows[index], _RowFields(rows, index), prefix), rows, index))
+            except DataError as error:
+                if self.on_bad_row != "skip":
+                    raise
+                bad, first = bad + 1, first or str(error)
+        if not entries:
+            raise DataError(f"{path}: no problem in {len(rows)} rows: all are malformed; the first: {first}")
+        if bad:
+            _log.warning("%d of %d rows are malformed and left out; the first: %s", bad, len(rows), first)
+        return entries, bad
+
+    def _problem(self, row: Row, fields: _RowFields, prefix: str) -> Problem:
+        asked, answers = self.fields.asked(row), self.fields.answers(row)
+        metadata = {"place": row.place, "fields": fields} | ({"answers": answers} if len(answers) > 1 else {})
+        return Problem.asking(f"{prefix}{row.id}", asked, answers[0] if answers else "", metadata)
+
+    def _share(self, keys: set[str]) -> set[str]:
+        count = max(1, round(len(keys) * self.held_out_fraction))
+        return set(sorted(keys, key=lambda key: (derive_seed("held-out", self.seed, key), key))[:count])
 
 
 @register("task", "jsonl")
 class JsonlTask(FileTask):
-    """Problems from a JSONL file."""
+    """Another name of :class:`FileTask`."""
 
     name = "jsonl"
 
 
 @register("task", "parquet")
 class ParquetTask(FileTask):
-    """Problems from a Parquet file."""
+    """Another name of :class:`FileTask`."""
 
     name = "parquet"
-
-
-_Entry = tuple[Problem, Row]
-
-
-def _first_of_each(entries: list[_Entry]) -> list[_Entry]:
-    return list({question_key(problem.question): (problem, row) for problem, row in reversed(entries)}.values())[::-1]

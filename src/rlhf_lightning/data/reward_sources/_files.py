@@ -11,15 +11,12 @@ from dataclasses import replace
 
 from rlhf_lightning.data.questions import question_number
 from rlhf_lightning.data.row_files import RowFile, open_rows
-from rlhf_lightning.data.rows import Field
+from rlhf_lightning.data.rows import ON_BAD_ROW, Field
 from rlhf_lightning.data.seeding import derive_seed
 from rlhf_lightning.errors import ConfigError, DataError
 from rlhf_lightning.protocols import RewardSource
 from rlhf_lightning.registry import check_choice
 from rlhf_lightning.reward_types import JudgedGroup
-
-ON_BAD_ROW = ("error", "skip")
-"""What can be done about a malformed row."""
 
 _log = logging.getLogger(__name__)
 
