@@ -1,7 +1,8 @@
 """The values of reward-model training: judged responses, as text, as tokens, and as one packed micro-batch.
 
 Axis suffixes as in :mod:`rlhf_lightning.types`. A *score* is the head's output before any sigmoid (a logit). A *place*
-is a token of a response whose hidden state is scored: each step's end, and the final token.
+is a token of a response whose hidden state is scored: each step's end, and the final token, which mostly is the last of
+these.
 """
 
 from __future__ import annotations
@@ -83,7 +84,8 @@ class RenderedGroup:
         group: The judged group.
         prompt: Its prompt's tokens.
         responses: Each response's tokens, the end-of-sequence token last where it finished; none is empty.
-        step_ends: For each response, which of its tokens ends each step; the last token of all is the final one.
+        step_ends: For each response, which of its tokens ends each step; the last token of all is the final one, and
+            ends the last step too where no text follows that.
     """
 
     group: JudgedGroup
@@ -135,8 +137,14 @@ class ResponseScore:
 
     Attributes:
         final: Score at its final token.
-        steps: Scores at its steps' ends; empty for an outcome model.
+        steps: Scores at its steps' ends; empty for an outcome model. Where the last step ends the response, its score
+            is the final one.
     """
 
     final: float
     steps: tuple[float, ...] = ()
+
+    @property
+    def places(self) -> tuple[float, ...]:
+        """Each verdict once: the steps' scores, and the final one unless it is the last of them."""
+        return self.steps if self.steps[-1:] == (self.final,) else (*self.steps, self.final)

@@ -3,9 +3,12 @@
 import pytest
 import torch
 
+from rlhf_lightning.data.judged import render_groups
+from rlhf_lightning.data.render import Renderer
 from rlhf_lightning.data.reward_batches import Place, Supervision, denominators_of, places_of, reward_updates
 from rlhf_lightning.errors import ConfigError, DataError
 from rlhf_lightning.models.reward_packs import atoms_of
+from rlhf_lightning.models.tiny import TinyLlama
 from rlhf_lightning.reward_types import JudgedGroup, JudgedResponse, Pair, RenderedGroup, Step
 from rlhf_lightning.types import Problem
 
@@ -34,6 +37,27 @@ def test_places_of_a_response(response, outcome, process):
     group = rendered([response])
     assert list(places_of(group, 0, process=False)) == outcome
     assert list(places_of(group, 0, process=True)) == process
+
+
+@pytest.mark.parametrize(
+    ("text", "ends", "finished", "delimiter", "expected"),
+    [
+        ("3+2\n=5", (3, 6), True, "\n", [(2, 0.25), (6, 0.75)]),  # the second ends with the text: on the end token
+        ("3+2\n=5\n", (3, 6), True, "\n", [(2, 0.25), (7, 0.75)]),  # a delimiter behind it is nothing
+        ("3+2;=5;", (3, 6), True, ";", [(2, 0.25), (7, 0.75)]),
+        ("3+2\n=5", (3, 6), False, "\n", [(2, 0.25), (5, 0.75)]),  # cut off: on the last token
+        ("3+2\n=5", (3,), True, "\n", [(2, 0.25), (6, 0.25)]),  # text without a label follows: a place of its own
+    ],
+)
+def test_the_verdict_on_the_last_step_is_that_on_the_whole(text, ends, finished, delimiter, expected):
+    """Characters are tokens. S steps have S places, whose labels count once each."""
+    renderer = Renderer(TinyLlama(hidden=16, layers=1, heads=2).tokenizer())
+    steps = tuple(Step(end, label) for end, label in zip(ends, (0.25, 0.75), strict=False))
+    judged = JudgedGroup(Problem("q", "3+2="), "math", (JudgedResponse(text, None, steps, finished),))
+    (group,) = render_groups(renderer, [judged], delimiter)
+    assert len(group.responses[0]) == len(text) + finished
+    assert [(place.token, place.label) for place in places_of(group, 0, process=True)] == expected
+    assert denominators_of([group], Supervision(process=True)).labels == 2
 
 
 def test_responses_that_pairs_connect_are_one_atom():

@@ -156,6 +156,14 @@ def test_what_is_scored_is_not_scored_again(job, tmp_path, monkeypatch, make_rew
     other = make_reward_model(tmp_path / "other", seed=5)
     job(reward_models={"O": str(other)}).run()
     assert asked.times == ["orm", "prm", "other"]  # another model under the same name
+    kept = pd.read_parquet(tmp_path / "out" / "scores.parquet")
+    kept["steps"] = [
+        [value + 1.0 for value in steps] for steps in kept.steps
+    ]  # the last step read elsewhere, as before
+    kept.to_parquet(tmp_path / "out" / "scores.parquet", index=False)
+    job(reward_models={"O": str(other), "P": str(models / "prm")}).run()
+    assert asked.times == ["orm", "prm", "other", "prm"]
+    asked.times.pop()
     write_pool(tmp_path / "pool.jsonl", {"1+1=": [("2", 1.0), ("3", 0.0)]})
     job(reward_models={"O": str(other)}).run()
     assert asked.times == ["orm", "prm", "other", "other"]  # another pool under the same name

@@ -9,10 +9,12 @@ import torch
 from rlhf_lightning.functional import (
     first_wrong_step,
     hard_step_labels,
+    last_right_step,
     next_probe,
     search_step_labels,
     soft_step_labels,
 )
+from rlhf_lightning.labelling.step_methods import METHODS, Count
 
 
 def test_hard_and_soft_by_hand():
@@ -81,3 +83,35 @@ def test_search_labels_by_hand():
     assert search_step_labels(3, 4).tolist() == [1.0, 1.0, 0.0, 0.0]
     assert search_step_labels(1, 2).tolist() == [0.0, 0.0]
     assert search_step_labels(5, 4).tolist() == [1.0, 1.0, 1.0, 1.0]
+
+
+def test_where_an_answer_is_none_its_neighbours_are_asked_about():
+    """Eight steps; nobody can judge the prefixes of 4 and 5, the one of 3 is good and the one of 6 bad."""
+    answers, known = {1: True, 2: True, 3: True, 4: None, 5: None, 6: False, 7: False}, {}
+    while (probe := next_probe(known, 8)) is not None:
+        known[probe] = answers[probe]
+    assert known == {i: answers[i] for i in (3, 4, 5, 6)}
+    assert (last_right_step(known, 8), first_wrong_step(known, 8)) == (3, 6)
+    labels = search_step_labels(6, 8, last_right=3).tolist()
+    assert labels[:3] == [1.0] * 3 and labels[5:] == [0.0] * 3 and all(map(math.isnan, labels[3:5]))
+
+
+@pytest.mark.parametrize("answers", product([False, True, None], repeat=5))
+def test_the_search_ends_between_a_good_and_a_bad_prefix_with_nothing_known_in_between(answers):
+    known: dict[int, bool | None] = {}
+    while (probe := next_probe(known, 6)) is not None:
+        assert probe not in known
+        known[probe] = answers[probe - 1]
+    low, high = last_right_step(known, 6), first_wrong_step(known, 6)
+    prefixes = [True, *answers, False]  # the empty one, and the whole wrong solution
+    assert prefixes[low] is True and prefixes[high] is False
+    assert all(prefixes[i] is None for i in range(low + 1, high))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_prefix_that_no_verifier_could_judge_has_no_label(method):
+    """Of a wrong solution of two steps: nothing is known of the first, and the whole is wrong."""
+    counts = {1: Count(rollouts=0, successes=0)}
+    assert METHODS[method].wanted(counts, 2, False) == []
+    assert METHODS[method].labels(counts, 2, False) == [None, 0.0]
+    assert METHODS[method].labels({1: Count(4, 0)}, 2, False) == [0.0, 0.0]

@@ -129,3 +129,15 @@ def test_no_groups_have_no_scores(model):
 def test_a_budget_that_is_too_small_names_the_problem(model):
     with pytest.raises(ConfigError, match="7 is below 8: problem 0 of task t has a prompt of 4 tokens and a response"):
         score_groups(model, rendered(), process=True, token_budget=7)
+
+
+def test_a_step_that_ends_at_the_final_token_has_the_final_score(model):
+    """Bit for bit, so that whoever makes one number of them sees that the verdict is there once."""
+    whole = [
+        RenderedGroup(g.group, g.prompt, g.responses, tuple((len(r) - 1,) for r in g.responses)) for g in rendered()
+    ]
+    for group in score_groups(model, whole, process=True, token_budget=100):
+        for score in group:
+            assert score.steps == (score.final,) == score.places
+    (other, *_), *_ = score_groups(model, rendered(), process=True, token_budget=100)
+    assert other.places == (*other.steps, other.final)

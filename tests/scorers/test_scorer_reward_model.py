@@ -61,10 +61,10 @@ def test_an_outcome_score_is_the_heads_output_at_the_final_token(orm):
     ],
 )
 def test_step_scores_are_aggregated_by_hand(prm, aggregation, formula):
-    # characters are tokens: "3+2\n=5<eos>" has its steps' ends at 2 and 5, its final token at 6
+    # characters are tokens: the first step of "3+2\n=5<eos>" ends at 2, the second's verdict is the final one, at 6
     scores = RewardModelScorer(str(prm), aggregation=aggregation)(rollout(["3+2\n=5", "7"]))
-    first = token_scores(prm, "0+0=3+2\n=5")[4:][[2, 5, 6]]
-    second = token_scores(prm, "1+1=7")[4:][[0, 1]]
+    first = token_scores(prm, "0+0=3+2\n=5")[4:][[2, 6]]
+    second = token_scores(prm, "1+1=7")[4:][[1]]
     assert scores.values.tolist() == pytest.approx([formula(first).item(), formula(second).item()], abs=1e-5)
 
 

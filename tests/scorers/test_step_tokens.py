@@ -42,17 +42,17 @@ def rollout(rows: list[list[int]], tokenizer) -> Rollout:
 @pytest.mark.parametrize(
     ("row", "steps", "expected"),
     [
-        # 3 +2 ⏎= 5 <eos>: steps "3+2" and "=5", the final score on <eos>
-        ([1, 2, 3, 4, 0], (0.5, -1.0), {1: 0.5, 3: -1.0, 4: 9.0}),
+        # 3 +2 ⏎= 5 <eos>: steps "3+2" and "=5"; the last one's verdict is the final score, on <eos>
+        ([1, 2, 3, 4, 0], (0.5, -1.0), {1: 0.5, 4: 9.0}),
         # no <eos>: the last step's end is the last token, whose score is the final one
         ([1, 2, 3, 4], (0.5, -1.0), {1: 0.5, 3: 9.0}),
         # a delimiter at the end is no step
-        ([1, 2, 5, 0], (0.5,), {1: 0.5, 3: 9.0}),
-        # one token completes both steps: the later counts
-        ([1, 6, 0], (0.5, -1.0), {1: -1.0, 2: 9.0}),
+        ([1, 2, 5, 0], (0.5,), {3: 9.0}),
+        # one token completes the first two steps: the later counts
+        ([1, 6, 3, 4, 0], (0.5, -1.0, 2.0), {1: -1.0, 4: 9.0}),
         # nothing but an end
         ([0], (), {0: 9.0}),
-        ([7, 7, 0], (0.5,), {1: 0.5, 2: 9.0}),
+        ([7, 7, 0], (0.5,), {2: 9.0}),
     ],
 )
 def test_each_score_stands_on_the_token_that_completes_its_step(row, steps, expected):
@@ -66,8 +66,8 @@ def test_a_response_without_scores_has_no_steps_and_padding_none():
     tokenizer = Pieces()
     drawn = rollout([[1, 2, 3, 4, 0], [1, 0]], tokenizer)
     placed = step_scores([None, ResponseScore(2.0, (1.0,))], drawn, tokenizer, "\n")
-    assert placed.ends.tolist() == [[False] * 5, [True, True, False, False, False]]
-    assert placed.values[1].tolist() == [1.0, 2.0, 0.0, 0.0, 0.0]
+    assert placed.ends.tolist() == [[False] * 5, [False, True, False, False, False]]
+    assert placed.values[1].tolist() == [0.0, 2.0, 0.0, 0.0, 0.0]
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_a_process_models_steps_are_given_once_the_policys_tokenizer_is_known(mo
     mixture = combine([scorer], [2.0])
     mixture.bind_tokenizer(tokenizer)
     scores = mixture(drawn)
-    assert [row.nonzero().flatten().tolist() for row in scores.steps.ends] == [[2, 5, 6], [0, 1]]
+    assert [row.nonzero().flatten().tolist() for row in scores.steps.ends] == [[2, 6], [1]]
     # "min" is the least of the places' scores, so they are the same numbers
     own = [row[ends].min().item() for row, ends in zip(scores.steps.values, scores.steps.ends, strict=True)]
     assert own == pytest.approx(scores.values.tolist())

@@ -5,17 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rlhf_lightning.data.render import Encoded, Renderer
+from rlhf_lightning.data.steps import step_ends
 from rlhf_lightning.errors import DataError
 from rlhf_lightning.reward_types import JudgedGroup, JudgedResponse, RenderedGroup
 from rlhf_lightning.types import Prompt
 
 
-def render_groups(renderer: Renderer, groups: Sequence[JudgedGroup]) -> list[RenderedGroup]:
+def render_groups(renderer: Renderer, groups: Sequence[JudgedGroup], delimiter: str = "\n") -> list[RenderedGroup]:
     """The groups' tokens.
 
     A response's tokens are those of prompt and response encoded together, as long as that leaves the prompt's own
     tokens as they are; else those of the response alone. A response that finished ends with the end-of-sequence token.
-    A step ends at the last token that holds any of its characters.
+    A step ends at the last token that holds any of its characters; the last one at the response's final token, where
+    nothing that would be a step follows it: the verdict on the last step is that on the whole, and is given once.
+
+    Args:
+        renderer: Makes the tokens.
+        groups: What to render.
+        delimiter: What stands between two steps.
 
     Raises:
         ModelSourceError: If the tokenizer tells no offsets, or has no end-of-sequence token.
@@ -29,7 +36,7 @@ def render_groups(renderer: Renderer, groups: Sequence[JudgedGroup]) -> list[Ren
     alone = iter(renderer.encode_with_offsets(apart, plain=True))
     end = renderer.end
     rendered = iter(
-        _response(prompt, response, both, next(alone) if is_merged else None, end)
+        _response(prompt, response, both, next(alone) if is_merged else None, end, delimiter)
         for (prompt, response), both, is_merged in zip(pairs, together, merged, strict=True)
     )
     return [
@@ -47,7 +54,12 @@ def _group(group: JudgedGroup, prompt: Prompt, rendered: Sequence[_Response]) ->
 
 
 def _response(
-    prompt: Prompt, response: JudgedResponse, both: Encoded, alone: Encoded | None, end: tuple[int, ...]
+    prompt: Prompt,
+    response: JudgedResponse,
+    both: Encoded,
+    alone: Encoded | None,
+    end: tuple[int, ...],
+    delimiter: str,
 ) -> _Response:
     start = len(prompt.tokens)
     if alone is None:
@@ -58,6 +70,8 @@ def _response(
     tokens = (*tokens, *end) if response.finished else tokens
     if not tokens:
         raise DataError(f"an empty response to {prompt.text[:40]!r} was cut off: there is no token to score")
+    if ends and not step_ends(response.text[response.steps[-1].end :], delimiter):
+        ends = (*ends[:-1], len(tokens) - 1)
     return tokens, ends
 
 

@@ -22,17 +22,25 @@ class RenderedGroups:
     Args:
         renderer: Renders.
         sources: Where the groups are.
+        delimiter: What stands between two steps.
         keep_tokens: Tokens to keep at most.
     """
 
-    def __init__(self, renderer: Renderer, sources: Sequence[RewardSource], keep_tokens: int = KEEP_TOKENS) -> None:
-        self._renderer, self._sources, self._room = renderer, sources, keep_tokens
+    def __init__(
+        self,
+        renderer: Renderer,
+        sources: Sequence[RewardSource],
+        delimiter: str = "\n",
+        keep_tokens: int = KEEP_TOKENS,
+    ) -> None:
+        self._renderer, self._sources, self._delimiter, self._room = renderer, sources, delimiter, keep_tokens
         self._kept: dict[Place, RenderedGroup] = {}
 
     def __call__(self, places: Sequence[Place]) -> list[RenderedGroup]:
         """The groups at these places; each is read once, in the order of its file, which costs least."""
         missing = sorted({place for place in places if place not in self._kept})
-        rendered = render_groups(self._renderer, [self._sources[which].group(index) for which, index in missing])
+        groups = [self._sources[which].group(index) for which, index in missing]
+        rendered = render_groups(self._renderer, groups, self._delimiter)
         fresh = dict(zip(missing, rendered, strict=True))
         for place, group in fresh.items():
             tokens = len(group.prompt) + sum(map(len, group.responses))

@@ -129,7 +129,7 @@ class RewardData(EdgeData):
         tokens = min((n for n in (self.max_tokens, context_length) if n is not None), default=None)
         self.limit = LengthLimit(tokens, self.drop_long)
         self._groups = RenderedGroups(
-            Renderer(tokenizer, self.chat, self.system, self.chat_template_kwargs), self.sources
+            Renderer(tokenizer, self.chat, self.system, self.chat_template_kwargs), self.sources, self.delimiter
         )
         self.check()
 

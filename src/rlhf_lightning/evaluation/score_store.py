@@ -49,13 +49,15 @@ class ScoreStore:
         self.table = self._read()
 
     def get(self, pool: Pool, scorer: str, identity: str) -> Grid | None:
-        """The scores of a pool by a reward model of that identity, if they are all there."""
+        """The scores of a pool by a reward model of that identity, if they are all there and read as they are now."""
         own = self._rows(pool.generator, scorer)
         known = own[(own["pool_identity"] == pool.identity) & (own["model_identity"] == identity)]
         if len(known) != pool.prompts * pool.size:
             return None
         known = known.sort_values(["prompt", "sample"])
         flat = [_score(final, steps) for final, steps in zip(known["final"], known["steps"], strict=True)]
+        if any(score is not None and score.steps and score.places != score.steps for score in flat):
+            return None  # an older file's: the last step's score and the final one were read at two places
         return [flat[p * pool.size : (p + 1) * pool.size] for p in range(pool.prompts)]
 
     def put(self, pool: Pool, scorer: str, identity: str, scores: Grid, *, process: bool) -> None:

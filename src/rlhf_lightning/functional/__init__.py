@@ -43,6 +43,7 @@ from rlhf_lightning.functional.shaping import asymmetric_shrink, clip_rewards, s
 from rlhf_lightning.functional.step_labels import (
     first_wrong_step,
     hard_step_labels,
+    last_right_step,
     next_probe,
     search_step_labels,
     soft_step_labels,
@@ -84,6 +85,7 @@ __all__ = [
     "kl_k2",
     "kl_k3",
     "largest_marks",
+    "last_right_step",
     "last_true",
     "leave_one_out",
     "length_weighted_center",

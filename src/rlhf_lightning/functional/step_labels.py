@@ -37,28 +37,29 @@ def soft_step_labels(successes: Tensor, rollouts: Tensor) -> Tensor:
     return torch.where(rollouts > 0, successes / rollouts.clamp(min=1), torch.nan).float()
 
 
-def next_probe(good: Mapping[int, bool], steps: int) -> int | None:
+def next_probe(good: Mapping[int, bool | None], steps: int) -> int | None:
     """The prefix to ask about next, in a binary search for the first wrong step (OmegaPRM, 2406.06592).
 
     A prefix is good if any of its completions is right. The empty prefix counts as good and the whole solution, of
     ``steps`` steps, is known to be wrong, so there is a first bad prefix if badness stays once it has come. Each answer
-    halves what is left, and at most ⌈log2 steps⌉ prefixes are asked about.
+    halves what is left, and at most ⌈log2 steps⌉ prefixes are asked about. Where an answer was none (no completion
+    could be judged), the prefix nearest to the middle that was not asked about takes its place.
 
     Args:
-        good: What is known of prefixes, by their number of steps.
+        good: What is known of prefixes, by their number of steps; None where there was no answer.
         steps: Steps of the solution, at least 1.
 
     Returns:
         Number of steps of a prefix not yet in ``good``, or None when the search is over.
     """
-    low, high = _interval(good, steps)
-    return (low + high) // 2 if high - low > 1 else None
+    return _searched(good, steps)[2]
 
 
-def first_wrong_step(good: Mapping[int, bool], steps: int) -> int:
+def first_wrong_step(good: Mapping[int, bool | None], steps: int) -> int:
     """Where the search of :func:`next_probe` ends: the step (from 1) whose prefix is bad while the one before is good.
 
-    If a good prefix can follow a bad one, it is one such step, not always the first.
+    If a good prefix can follow a bad one, it is one such step, not always the first. Where the prefix before it gave no
+    answer, one of those behind :func:`last_right_step` may be the first wrong one instead.
 
     Args:
         good: What is known of prefixes, by their number of steps.
@@ -67,21 +68,35 @@ def first_wrong_step(good: Mapping[int, bool], steps: int) -> int:
     Raises:
         ValueError: If the search is not over.
     """
-    low, high = _interval(good, steps)
-    if high - low > 1:
-        raise ValueError(f"the search is not over: nothing is known of the prefix of {(low + high) // 2} steps")
+    _, high, probe = _searched(good, steps)
+    if probe is not None:
+        raise ValueError(f"the search is not over: nothing is known of the prefix of {probe} steps")
     return high
 
 
-def _interval(good: Mapping[int, bool], steps: int) -> tuple[int, int]:
-    """A good and a bad prefix, as near to each other as what is known brings the search."""
+def last_right_step(good: Mapping[int, bool | None], steps: int) -> int:
+    """The last step that the search of :func:`next_probe` found to be right; 0 if none.
+
+    Args:
+        good: What is known of prefixes, by their number of steps.
+        steps: Steps of the solution, at least 1.
+    """
+    return _searched(good, steps)[0]
+
+
+def _searched(good: Mapping[int, bool | None], steps: int) -> tuple[int, int, int | None]:
+    """A good and a bad prefix, as near as what is known brings the search, and the prefix to ask about next."""
     low, high = 0, steps
-    while high - low > 1 and (middle := (low + high) // 2) in good:
-        low, high = (middle, high) if good[middle] else (low, middle)
-    return low, high
+    while True:
+        middle = (low + high) // 2
+        nearest = sorted(range(low + 1, high), key=lambda i: abs(i - middle))
+        probe = next((i for i in nearest if i not in good or good[i] is not None), None)
+        if probe is None or probe not in good:
+            return low, high, probe
+        low, high = (probe, high) if good[probe] else (low, probe)
 
 
-def search_step_labels(first_wrong: int, steps: int) -> Tensor:
+def search_step_labels(first_wrong: int, steps: int, *, last_right: int | None = None) -> Tensor:
     """``y_i = 1 if i < first_wrong else 0``: all is right before the first wrong step, and wrong from it on.
 
     OmegaPRM leaves the steps after the first wrong one without a label; here they count as wrong, like the outcome.
@@ -89,8 +104,12 @@ def search_step_labels(first_wrong: int, steps: int) -> Tensor:
     Args:
         first_wrong: The first wrong step, from 1; ``steps + 1`` where none is.
         steps: S.
+        last_right: The last step known to be right, where nothing is known of those between the two; when not given,
+            the one before the first wrong one.
 
     Returns:
-        (S,) float32.
+        (S,) float32; nan where nothing is known.
     """
-    return (torch.arange(1, steps + 1) < first_wrong).float()
+    number = torch.arange(1, steps + 1)
+    known = (number >= first_wrong) | (number <= (first_wrong - 1 if last_right is None else last_right))
+    return torch.where(known, (number < first_wrong).float(), torch.nan)

@@ -13,6 +13,7 @@ from torch import Tensor
 from rlhf_lightning.functional.step_labels import (
     first_wrong_step,
     hard_step_labels,
+    last_right_step,
     next_probe,
     search_step_labels,
     soft_step_labels,
@@ -98,11 +99,13 @@ class BinarySearch(StepMethod):
         return [] if probe is None else [probe]
 
     def labels(self, counts: Counts, steps: int, right: bool | None) -> list[float | None]:
-        """Right before the first wrong step, wrong from it on."""
+        """Right before the first wrong step, wrong from it on; unknown where no completion could be judged."""
         if right is None:
             return [None] * steps
-        first = steps + 1 if right else first_wrong_step(_good(counts), steps)
-        return _plain(search_step_labels(first, steps))
+        good = _good(counts)
+        if right:
+            return _plain(search_step_labels(steps + 1, steps))
+        return _plain(search_step_labels(first_wrong_step(good, steps), steps, last_right=last_right_step(good, steps)))
 
 
 METHODS: dict[str, StepMethod] = {
@@ -113,8 +116,8 @@ METHODS: dict[str, StepMethod] = {
 """The methods by name."""
 
 
-def _good(counts: Counts) -> dict[int, bool]:
-    return {i: count.successes > 0 for i, count in counts.items()}
+def _good(counts: Counts) -> dict[int, bool | None]:
+    return {i: count.successes > 0 if count.rollouts else None for i, count in counts.items()}
 
 
 def _plain(labels: Tensor) -> list[float | None]:

@@ -36,7 +36,7 @@ def score_groups(
 
     Returns:
         For each group, in order, the scores of its responses; with ``process`` a response's ``steps`` has one score
-        for each of its steps, else it is empty.
+        for each of its steps (the final score itself for one that ends at the final token), else it is empty.
 
     Raises:
         ConfigError: If a prompt with one response exceeds the budget, or the model has no scalar head.
@@ -72,12 +72,14 @@ def _scored(
 ) -> Iterator[tuple[tuple[int, int], ResponseScore]]:
     packed, tokens = pack_responses(groups, pieces)
     names = [(piece.group, i) for piece in pieces for i in piece.responses]
+    ends = [groups[group].step_ends[i] if process else () for group, i in names]
+    once = [own_ends[-1:] == (len(own) - 1,) for own_ends, own in zip(ends, tokens, strict=True)]
     places = [
-        torch.cat([own[list(groups[group].step_ends[i] if process else ())], own[-1:]])
-        for (group, i), own in zip(names, tokens, strict=True)
+        own[[*own_ends, *([] if is_last else [len(own) - 1])]]
+        for own_ends, is_last, own in zip(ends, once, tokens, strict=True)
     ]
     device: torch.device = model.device  # type: ignore[assignment]
     flat: Tensor = packed_scalars(model, to_device(packed, device), torch.cat(places).to(device)).cpu()
-    for name, own in zip(names, flat.split([len(p) for p in places]), strict=True):
-        *steps, final = own.tolist()
-        yield name, ResponseScore(final, tuple(steps))
+    for name, is_last, own in zip(names, once, flat.split([len(p) for p in places]), strict=True):
+        scores = tuple(own.tolist())
+        yield name, ResponseScore(scores[-1], scores if is_last else scores[:-1])

@@ -40,8 +40,9 @@ _SAMPLES = 8
 class RewardModel(MeasuredRewards):
     r"""Minimises ``w_c · mean BCE(σ(R), y) + w_p · mean −log σ(R_c − R_r − margin)`` over each update, packed.
 
-    The multi-task loss of the paper's Eq. 2. With ``process`` supervision the cross-entropy takes every step's end and
-    the final token of solutions whose steps are labelled, and the final token alone of the others, in the same batch.
+    The multi-task loss of the paper's Eq. 2. With ``process`` supervision the cross-entropy takes every step's end of
+    solutions whose steps are labelled, and the final token alone of the others, in the same batch. A last step that
+    ends the response ends at its final token, so that the verdict on the whole counts once.
 
     Deviations from the paper: Eq. 2 takes the logarithm of R, which Eq. 1 has as an unbounded score, so a sigmoid is
     understood. Eq. 2 adds two expectations; ours are means over the update's labelled places and over its pairs, so

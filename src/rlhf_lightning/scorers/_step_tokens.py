@@ -22,7 +22,9 @@ def step_scores(
 ) -> StepScores:
     """A process model's scores on the policy's tokens: a step's on the one that completes it, the final on the last.
 
-    Where one token completes two of them, the later one counts. A response without scores has no steps.
+    The last step's verdict is the final one: S steps have S scores (DeepSeekMath, arXiv 2402.03300, §4.1.3), the last
+    of them on the last token. Where one token completes two of them, the later one counts. A response without scores
+    has no steps.
 
     Args:
         found: B responses' scores.
@@ -40,7 +42,7 @@ def step_scores(
         tokens = rollout.tokens[b, :length].tolist()
         special = rollout.params.keep_special_tokens
         places = [_completes(end, tokens, tokenizer, special) for end in step_ends(rollout.texts[b], delimiter)]
-        for place, value in zip((*places, length - 1), (*score.steps, score.final), strict=True):
+        for place, value in zip((*places[:-1], length - 1), (*score.steps[:-1], score.final), strict=True):
             values[b, place], ends[b, place] = value, True
     return StepScores(values.to(rollout.mask.device), ends.to(rollout.mask.device))
 

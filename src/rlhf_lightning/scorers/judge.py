@@ -133,7 +133,8 @@ class RewardJudge:
 
     def _score_chunk(self, groups: Sequence[JudgedGroup]) -> list[list[ResponseScore | None]]:
         asked = {i: distinct for i, group in enumerate(groups) if (distinct := self._distinct(group)).responses}
-        rendered = zip(asked, render_groups(self.renderer, list(asked.values())), strict=True)
+        delimiter = self.folder.card.delimiter
+        rendered = zip(asked, render_groups(self.renderer, list(asked.values()), delimiter), strict=True)
         fitting = {i: fits for i, group in rendered if (fits := self._that_fit(group)).responses}
         longest = max((len(g.prompt) + max(map(len, g.responses)) for g in fitting.values()), default=0)
         budget = max(self.token_budget, longest)
@@ -171,10 +172,10 @@ class RewardJudge:
 
 
 def aggregate_scores(scores: Sequence[ResponseScore], mode: str) -> Tensor:
-    """(B,) float32: one number a response from the scores of its steps and its final token (``aggregate_steps``)."""
+    """(B,) float32: one number a response from the scores of its places, each verdict once (``aggregate_steps``)."""
     if not scores:
         return torch.zeros(0)
-    places = [(*score.steps, score.final) for score in scores]
+    places = [score.places for score in scores]
     longest = max(map(len, places))
     rows = torch.tensor([(*own, *(0.0,) * (longest - len(own))) for own in places], dtype=torch.float32)
     mask = torch.arange(longest) < torch.tensor([len(own) for own in places])[:, None]
