@@ -110,4 +110,4 @@ def test_special_tokens_count_as_text_where_the_texts_have_them():
     tokens = tokenizer("<think>a\nb</think>c<|im_end|>", add_special_tokens=False)["input_ids"]
     kept = replace(rollout([tokens], tokenizer), texts=("<think>a\nb</think>c",), params=SamplingParams())
     placed = step_scores([ResponseScore(9.0, (0.25, 0.5))], kept, tokenizer, "\n")
-    assert placed.values.tolist() == [[0.0, 0.25, 0.0, 0.0, 0.0, 0.5, 9.0]]
+    assert placed.values.tolist() == [[0.0, 0.25, 0.0, 0.0, 0.0, 0.0, 9.0]]
