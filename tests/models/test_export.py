@@ -1,11 +1,13 @@
 """Exported policies: the merged model's logits are the adapted policy's, and so are those of base and adapters."""
 
+import json
+
 import pytest
 import torch
 
 from rlhf_lightning.errors import ConfigError, RunFolderError
 from rlhf_lightning.models import Folder, LoRA, TinyLlama
-from rlhf_lightning.models.export import export_policy
+from rlhf_lightning.models.export import export_policy, rehearse
 from rlhf_lightning.models.lora import adapters_off
 from rlhf_lightning.models.prepare import trainable
 
@@ -67,3 +69,67 @@ def test_what_cannot_be(tmp_path, policy):
     with pytest.raises(ConfigError, match="no adapters"):
         export_policy(SOURCE.load(), SOURCE.tokenizer(), tmp_path / "out", adapters=True)
     assert not (tmp_path / "out").exists()
+
+
+# ---- what failed at the end -----------------------------------------------------------------------------------------
+
+
+def generation_config(model, **settings):
+    for name, value in settings.items():
+        setattr(model.generation_config, name, value)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("settings", "lost"),
+    [
+        ({"do_sample": False, "temperature": 0.9}, {"temperature"}),
+        ({"do_sample": False, "temperature": 0.6, "top_p": 0.9, "top_k": 20}, {"temperature", "top_p", "top_k"}),
+        ({"num_beams": 1, "length_penalty": 2.0}, {"length_penalty"}),
+        ({"do_sample": True, "temperature": 0.9}, set()),
+    ],
+)
+def test_a_generation_config_that_contradicts_itself_is_mended(tmp_path, caplog, settings, lost):
+    model = generation_config(SOURCE.load(), **settings)
+    export_policy(model, SOURCE.tokenizer(), tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert lost.isdisjoint(written)
+    kept = {name: value for name, value in settings.items() if name not in lost and value not in (False, 1)}
+    assert kept.items() <= written.items()
+    assert written["eos_token_id"] == 1
+    said = [r.getMessage() for r in caplog.records if "generation_config.json" in r.getMessage()]
+    assert all(name in said[0] for name in lost) if lost else not said
+
+
+def test_what_ends_a_response_is_in_the_generation_config(tmp_path):
+    export_policy(SOURCE.load(), SOURCE.tokenizer(), tmp_path / "out", ends=(1, 7))
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"] == [1, 7]
+
+
+def test_nothing_is_left_of_an_export_that_failed(tmp_path, monkeypatch):
+    model = SOURCE.load()
+    monkeypatch.setattr(model, "save_pretrained", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left")))
+    monkeypatch.setattr("rlhf_lightning.models.export._merged", lambda given: given)
+    with pytest.raises(RunFolderError, match="out cannot be written: No space left"):
+        export_policy(model, SOURCE.tokenizer(), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tokenizer_that_cannot_be_written_is_told_before_training():
+    class Odd:
+        def save_pretrained(self, folder):
+            raise NotImplementedError("not this one")
+
+    with pytest.raises(ConfigError, match="the tokenizer cannot be written, so no model could be exported: not this"):
+        rehearse(Odd())
+    rehearse(SOURCE.tokenizer(), "no-such-place")
+
+
+def test_a_contradicting_generation_config_is_told_before_training(tmp_path, caplog):
+    export_policy(SOURCE.load(), SOURCE.tokenizer(), tmp_path / "base")
+    (tmp_path / "base" / "generation_config.json").write_text('{"do_sample": false, "temperature": 0.9}')
+    rehearse(SOURCE.tokenizer(), str(tmp_path / "base"))
+    assert "temperature: 0.9 contradicts its other settings" in caplog.text
+    loaded = Folder(str(tmp_path / "base")).load()
+    export_policy(loaded, SOURCE.tokenizer(), tmp_path / "out")
+    assert Folder(str(tmp_path / "out")).load().generation_config.temperature in (None, 1.0)

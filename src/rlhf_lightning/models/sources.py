@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import os
 import shutil
 from importlib.metadata import version
@@ -13,33 +14,44 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from rlhf_lightning.errors import ModelSourceError
+from rlhf_lightning.models.lora import with_adapters
 from rlhf_lightning.protocols import ModelSource
-from rlhf_lightning.registry import nearest, register
+from rlhf_lightning.registry import nearest, plugins, register, resolve
+from rlhf_lightning.run_layout import CONFIG_FILE
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 DType = Literal["float32", "bfloat16", "float16", "float64"]
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+ADAPTER_FILE = "adapter_config.json"
 EMBEDDED = Path(__file__).parent / "embedded"
 
 
 @register("model_source", "folder")
 class Folder(ModelSource):
-    """A Hugging Face model folder: ``config.json``, tokenizer files and safetensors weights.
+    """A Hugging Face model folder: ``config.json``, tokenizer files and safetensors weights; or one of adapters alone.
+
+    Adapters (``adapter_config.json``, as peft and ``rlhf export --adapters`` write them) are merged into their base.
 
     Args:
         path: The folder.
         dtype: Type the weights are loaded in.
         trust_remote_code: Whether model code that lies in the folder may run.
+        base: What adapters were made for: a folder, a source's name, or a repository of the hub; what the folder itself
+            says when not given.
 
     Raises:
         ModelSourceError: If the folder, its configuration, tokenizer or weights are missing.
     """
 
-    def __init__(self, path: str, dtype: DType = "float32", trust_remote_code: bool = False) -> None:
+    def __init__(
+        self, path: str, dtype: DType = "float32", trust_remote_code: bool = False, base: str | None = None
+    ) -> None:
         self.path = Path(path).expanduser()
         self.dtype = dtype
         self.trust_remote_code = trust_remote_code
+        self.base = self._base(base)
         self._check()
 
     @property
@@ -48,21 +60,27 @@ class Folder(ModelSource):
         return str(self.path)
 
     def config(self) -> PretrainedConfig:
-        """The folder's ``config.json``."""
+        """The folder's ``config.json``, or the base's."""
         from transformers import AutoConfig
 
+        if self.base is not None:
+            return self.base.config()
         return AutoConfig.from_pretrained(self.path, trust_remote_code=self.trust_remote_code)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The folder's tokenizer."""
+        """The folder's tokenizer, or the base's."""
         from transformers import AutoTokenizer
 
+        if self.base is not None and not any((self.path / name).is_file() for name in TOKENIZER_FILES):
+            return self.base.tokenizer()
         return AutoTokenizer.from_pretrained(self.path, trust_remote_code=self.trust_remote_code)
 
     def load(self) -> PreTrainedModel:
-        """The folder's weights, from safetensors only."""
+        """The folder's weights, from safetensors only; adapters merged into their base."""
         from transformers import AutoModelForCausalLM
 
+        if self.base is not None:
+            return with_adapters(self.base.load(), self.path)
         return AutoModelForCausalLM.from_pretrained(
             self.path,
             dtype=getattr(torch, self.dtype),
@@ -76,7 +94,30 @@ class Folder(ModelSource):
         for file in sorted(self.path.glob("*.safetensors")):
             with file.open("rb") as stream:
                 digest.update(f"{file.name} {file.stat().st_size}".encode() + stream.read(1 << 20))
-        return f"folder sha256 {digest.hexdigest()[:16]}"
+        own = f"folder sha256 {digest.hexdigest()[:16]}"
+        return own if self.base is None else f"{self.base.identity()} with adapters of {own}"
+
+    def _base(self, given: str | None) -> ModelSource | None:
+        """What adapters in the folder were made for; None where it holds a whole model."""
+        file = self.path / ADAPTER_FILE
+        if not file.is_file() or (self.path / "config.json").is_file():
+            return None
+        try:
+            base = given or str(json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path") or "")
+        except ValueError as error:
+            raise ModelSourceError(f"{file} is not valid JSON: {error}") from error
+        if (Path(base).expanduser() / "config.json").is_file():
+            return Folder(base, self.dtype, self.trust_remote_code)
+        if (Path(base).expanduser() / CONFIG_FILE).is_file():
+            return resolve("model_source", "run")(base)  # type: ignore[no-any-return]
+        if base in plugins("model_source"):
+            return resolve("model_source", base)()  # type: ignore[no-any-return]
+        if base.count("/") == 1 and not base.startswith((".", "/", "~")):
+            return Hub(base, dtype=self.dtype, trust_remote_code=self.trust_remote_code)
+        raise ModelSourceError(
+            f"model folder {self.path} holds adapters, and their base {base!r} is not on this machine: say where it is "
+            f"({{name: folder, path: {self.path}, base: FOLDER}})"
+        )
 
     def _check(self) -> None:
         if not self.path.is_dir():
@@ -84,7 +125,7 @@ class Folder(ModelSource):
             near = nearest(self.path.name, siblings)
             hint = f"; did you mean {self.path.parent / near}?" if near else ""
             raise ModelSourceError(f"model folder {self.path} does not exist{hint}")
-        for wanted in (("config.json",), ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
+        for wanted in (("config.json",), TOKENIZER_FILES) if self.base is None else ():
             if not any((self.path / name).is_file() for name in wanted):
                 raise ModelSourceError(f"model folder {self.path} has no {' or '.join(wanted)}")
         if not any(self.path.glob("*.safetensors")):

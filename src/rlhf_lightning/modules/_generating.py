@@ -11,6 +11,7 @@ from lightning.pytorch.cli import OptimizerCallable
 
 from rlhf_lightning.data.seeding import derive_seed
 from rlhf_lightning.holdings import POLICY, HeldModel
+from rlhf_lightning.models.export import rehearse
 from rlhf_lightning.models.lora import LoRA
 from rlhf_lightning.models.packed import causal_lm, check_packable
 from rlhf_lightning.models.prepare import load_to_train, skeleton, trainable, trained_dtype
@@ -82,7 +83,10 @@ class GeneratingModule(EdgeModule):
         """
         context = self.context_length()
         check_packable(skeleton(self.policy_source.config()), max_length=context)
+        if self.lora is not None:
+            self.lora.check(skeleton(self.policy_source.config()))
         self.tokenizer = self.policy_source.tokenizer()
+        rehearse(self.tokenizer, self.policy_source.place)
         self.sampler.check(self.tokenizer, self.policy_source.config())
         data.bind_tokenizer(self.tokenizer, context_length=context, max_new_tokens=self.sampler.params.max_new_tokens)
 

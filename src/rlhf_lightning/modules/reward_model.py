@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,7 +14,8 @@ from rlhf_lightning import ranks
 from rlhf_lightning.data.reward_batches import Supervision, reward_updates
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.holdings import HeldModel, Holdings, Updates
-from rlhf_lightning.models.lora import LoRA, merged_copy
+from rlhf_lightning.models.export import merged_scalar, rehearse, write_whole_folder
+from rlhf_lightning.models.lora import LoRA
 from rlhf_lightning.models.packed import check_packable
 from rlhf_lightning.models.prepare import load_to_train, skeleton, trainable_scalar, trained_dtype
 from rlhf_lightning.models.reward_folder import RewardCard, save_reward_model, with_head
@@ -159,7 +159,10 @@ class RewardModel(MeasuredRewards):
         bare = skeleton(config)
         check_packable(bare, max_length=context)
         scalar_model(bare)
+        if self.lora is not None:
+            self.lora.check(skeleton(config))
         self.tokenizer = self.backbone_source.tokenizer()
+        rehearse(self.tokenizer)
         data.bind_tokenizer(self.tokenizer, context_length=context)
         self._of_data = data.describe()
         first = data.train_groups(0, self.batch_size)
@@ -262,11 +265,8 @@ class RewardModel(MeasuredRewards):
         card = RewardCard(
             self.supervision, data.delimiter, data.chat, data.system, self.backbone_source.identity(), tasks
         )
-        aside = folder.with_name(f".{folder.name}.partial")
-        shutil.rmtree(aside, ignore_errors=True)
-        save_reward_model(merged_copy(model), self.tokenizer, card, aside)
-        shutil.rmtree(folder, ignore_errors=True)
-        aside.rename(folder)
+        merged = merged_scalar(model)
+        write_whole_folder(folder, lambda aside: save_reward_model(merged, self.tokenizer, card, aside))
 
     def _whole_model(self) -> PreTrainedModel | None:
         """The trained model: on rank 0, and made anew where its weights are sharded; None on the others."""

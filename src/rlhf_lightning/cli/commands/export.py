@@ -37,11 +37,13 @@ def _policy(options: argparse.Namespace) -> None:
     from rlhf_lightning.cli.policies import find_policy
     from rlhf_lightning.models.export import export_policy
     from rlhf_lightning.models.run_policy import RunPolicy
+    from rlhf_lightning.samplers._endings import eos_token_ids
 
     policy = find_policy(options.model, None)
     model = policy.load_adapted() if options.adapters and isinstance(policy, RunPolicy) else policy.load()
-    settings = {"adapters": options.adapters, "shard_size": options.shard_size}
-    export_policy(model, policy.tokenizer(), Path(options.out).expanduser(), **settings)
+    tokenizer, source = policy.tokenizer(), policy.source if isinstance(policy, RunPolicy) else policy
+    settings = {"adapters": options.adapters, "shard_size": options.shard_size, "base": source.place}
+    export_policy(model, tokenizer, Path(options.out).expanduser(), ends=eos_token_ids(model, tokenizer), **settings)
 
 
 def _scalar(options: argparse.Namespace, part: str) -> None:
