@@ -51,6 +51,12 @@ class Problem:
         return cls(id, question, answer, {**(metadata or {}), "messages": turns})
 
     @property
+    def fields(self) -> Mapping[str, Any]:
+        """The columns of the row that it was read from, by name; the whole metadata where it comes from no file."""
+        fields: Mapping[str, Any] = self.metadata.get("fields", self.metadata)
+        return fields
+
+    @property
     def turns(self) -> Turns:
         """The turns of the chat that it is asked in; none where it is asked in a text."""
         return self.metadata.get("messages") or ()

@@ -6,7 +6,7 @@ The classes below are also the type hints by which the configuration finds and c
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -17,10 +17,10 @@ from rlhf_lightning.sampler_protocols import Decoder as Decoder
 from rlhf_lightning.sampler_protocols import DecodingSession as DecodingSession
 from rlhf_lightning.sampler_protocols import FurtherPrompts as FurtherPrompts
 from rlhf_lightning.sampler_protocols import Sampler as Sampler
+from rlhf_lightning.task_protocols import AnswerVerifier as AnswerVerifier
+from rlhf_lightning.task_protocols import Task as Task
 from rlhf_lightning.types import (
     Advantages,
-    Demonstration,
-    Problem,
     Rewards,
     Rollout,
     Scores,
@@ -168,37 +168,6 @@ class KLController(ABC):
         """Restores what ``state_dict`` gave."""
         if state:
             raise ValueError(f"{type(self).__name__} keeps no state, got {sorted(state)}")
-
-
-class Task(ABC):
-    """Problems and the verifier that scores answers to them."""
-
-    name: str
-
-    @abstractmethod
-    def train_problems(self) -> Sequence[Problem]:
-        """The problems to train on; never one of the held-out ones."""
-
-    @abstractmethod
-    def held_out_problems(self) -> Sequence[Problem]:
-        """A fixed, seeded set to measure on."""
-
-    @abstractmethod
-    def verify(self, problem: Problem, response: str) -> float:
-        """The gold score of a response, usually 0 or 1. May be slow or raise: the scorer guards against both."""
-
-    def answer_of(self, problem: Problem, response: str) -> str | None:
-        """What a response answers, so that responses that say the same can be counted as one (majority votes).
-
-        Returns:
-            The answer; None where there is none to be found. Here: the last line that is not empty, stripped.
-        """
-        lines = [line.strip() for line in response.splitlines() if line.strip()]
-        return lines[-1] if lines else None
-
-    def demonstrations(self) -> Iterator[Demonstration]:
-        """Worked answers to train on, without end or from a file; not every task has them."""
-        raise NotImplementedError(f"task {self.name!r} has no demonstrations")
 
 
 class ModelSource(ABC):

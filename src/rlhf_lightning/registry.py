@@ -29,6 +29,7 @@ KINDS: dict[str, type] = {
     "value_loss": protocols.ValueLoss,
     "kl_controller": protocols.KLController,
     "task": protocols.Task,
+    "verifier": protocols.AnswerVerifier,
     "model_source": protocols.ModelSource,
     "metric": protocols.Metric,
     "reward_data": protocols.RewardSource,

@@ -12,7 +12,7 @@ from faulty_tasks import Obedient, Trusted, Unimportable
 
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.scorers import VerifierScorer
-from rlhf_lightning.scorers._child import score_one
+from rlhf_lightning.scorers._child import score
 from rlhf_lightning.types import Problem
 
 
@@ -164,8 +164,8 @@ def test_values_out_of_range_are_refused(arguments, said):
 
 
 def test_scores_that_are_no_finite_number_are_failures():
-    assert score_one(Trusted(), Problem("p", "q"), "nan") == (None, "ValueError: the verifier returned nan")
-    assert score_one(Trusted(), Problem("p", "q"), "text")[1].startswith("ValueError: could not convert")
+    assert score(Trusted(), Problem("p", "q"), "nan") == [(None, "ValueError: the verifier returned nan")]
+    assert score(Trusted(), Problem("p", "q"), "text")[0][1].startswith("ValueError: could not convert")
 
 
 @pytest.mark.parametrize("isolate", [True, False])

@@ -38,6 +38,7 @@ PLUGIN_KEYS: Mapping[str, str] = {
     "value_loss": "value_loss",
     "controller": "kl_controller",
     "task": "task",
+    "verifier": "verifier",
     "metrics": "metric",
     "sources": "reward_data",
 }

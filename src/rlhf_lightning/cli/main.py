@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rlhf_lightning import __version__
@@ -74,6 +75,8 @@ def run_words(words: list[str]) -> int:
         hint = did_you_mean(words[0], known)
         raise ConfigError(f"unknown command {words[0]!r}.{hint} Commands: {', '.join(known)}")
     quieten()  # before the libraries are imported that look at its settings
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # for classes of one's own; last, so that no file there stands for a library
     if words[0] in TRAINER_COMMANDS:
         return _train(words)
     return commands.run(words[0], words[1:])

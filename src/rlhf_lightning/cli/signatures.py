@@ -82,7 +82,8 @@ def import_class(path: str, where: str) -> type:
     except Exception as error:
         raise ConfigError(f"{where}{path} does not import: {type(error).__name__}: {error}") from error
     if not isinstance(found, type):
-        raise ConfigError(f"{where}{path} is not a class")
+        how = f"; for a function write {{name: function, path: {module.replace('.', '/')}.py:{name}}}"
+        raise ConfigError(f"{where}{path} is not a class{how if callable(found) else ''}")
     return found
 
 

@@ -153,6 +153,8 @@ def _made(value: Any) -> ModelSource:
     if "class_path" in value:
         module, _, name = value["class_path"].rpartition(".")
         cls = getattr(importlib.import_module(module), name)
+        if not (isinstance(cls, type) and issubclass(cls, ModelSource)):  # another's run folder says what is called
+            raise ConfigError(f"{value['class_path']} is no model source")
     else:
         cls = resolve("model_source", value["name"])
     source: ModelSource = cls(**arguments | (value.get("init_args") or {}))

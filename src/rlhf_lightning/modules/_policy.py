@@ -185,6 +185,7 @@ class PolicyModule(ExploringModule):
         Raises:
             RLHFError: Naming what a scorer lacks, or ``token_budget`` and what it must be at least.
         """
+        self.scorer.bind(data.tasks)
         self.scorer.check()
         super().preflight(data)
         longest = max(len(prompt.tokens) for prompt in data.train_prompts(0, self.plan.prompts_per_rollout))

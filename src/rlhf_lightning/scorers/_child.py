@@ -16,6 +16,7 @@ import contextlib
 import math
 import os
 import pickle
+import resource
 import select
 import signal
 import threading
@@ -24,13 +25,27 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Protocol
 
-from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.errors import ConfigError, RLHFError
 from rlhf_lightning.protocols import Task
 from rlhf_lightning.types import Problem
 
 Outcome = tuple[float | None, str | None]
 """The score and None, or None and the reason why there is none."""
+
+_GIB = 1 << 30
+
+
+class Judge(Protocol):
+    """What runs in the processes: a task, or a function of the user's."""
+
+    def prepare(self) -> None:
+        """Imports what it needs."""
+
+    def verify(self, problem: Any, response: Any) -> Any:
+        """The score of a response, or the scores of a tuple of them."""
 
 
 class NotFinite(str):
@@ -39,9 +54,10 @@ class NotFinite(str):
 
 @dataclass(frozen=True)
 class Refused:
-    """The tasks could not be unpickled."""
+    """The judges could not be unpickled or prepared."""
 
     reason: str
+    by_us: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,40 +70,49 @@ class Started:
 
 @dataclass(frozen=True)
 class Done:
-    """An item is verified."""
+    """An item is verified; an item of several responses has as many outcomes."""
 
     serial: int
-    outcome: Outcome
+    outcomes: list[Outcome]
 
 
 @dataclass(frozen=True)
 class CannotWork:
-    """The verifier says that its configuration is wrong, so that no item can be verified."""
+    """The judge says that its configuration is wrong, so that no item can be verified."""
 
     reason: str
 
 
-def score_one(task: Task, problem: Problem, response: str) -> Outcome:
-    """The verifier's score, or why there is none: it raised, or gave something that is no finite number.
+def score(judge: Judge, problem: Any, response: Any) -> list[Outcome]:
+    """The outcome of one response, or those of a tuple of them that one call judges.
 
     Raises:
-        ConfigError: As the verifier did: that is no failure of one response.
+        ConfigError: As the judge did: that is no failure of one response.
     """
     try:
-        value = float(task.verify(problem, response))
+        many = isinstance(response, tuple)
+        values = judge.verify(problem, response) if many else [judge.verify(problem, response)]
+        return [_finite(float(value)) for value in values]
     except ConfigError as error:
-        raise ConfigError(f"task {task.name}: {error}") from error
+        raise ConfigError(f"task {judge.name}: {error}" if isinstance(judge, Task) else str(error)) from error
+    except MemoryError:
+        reason = "stopped by memory_limit"
     except Exception as error:
-        return None, f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {error}" + "".join(f" ({n})" for n in getattr(error, "__notes__", ()))
+    return [(None, reason)] * (len(response) if many else 1)
+
+
+def _finite(value: float) -> Outcome:
     return (value, None) if math.isfinite(value) else (None, NotFinite(f"ValueError: the verifier returned {value}"))
 
 
-def main(descriptor: int, owner: int) -> None:
+def main(descriptor: int, owner: int, memory_limit: float | None) -> None:
     """The nursery. What a verifier prints goes to standard error.
 
     Args:
         descriptor: The socket's file descriptor.
         owner: Process id of the owner.
+        memory_limit: GiB of addresses that a child may take beyond those it begins with.
     """
     os.dup2(2, 1)
     connection = Connection(descriptor)
@@ -95,25 +120,33 @@ def main(descriptor: int, owner: int) -> None:
         tasks = _receive_tasks(connection)
         before: int | None = None
         while tasks is not None and before != 0:
-            before = _run_child(connection, tasks, owner, before)
+            before = _run_child(connection, tasks, owner, before, memory_limit)
 
 
-def _receive_tasks(connection: Connection) -> Mapping[str, Task] | None:
+def _receive_tasks(connection: Connection) -> Mapping[str, Judge] | None:
     payload = connection.recv()
     try:
-        tasks: Mapping[str, Task] = pickle.loads(payload)
+        tasks: Mapping[str, Judge] = pickle.loads(payload)
+        for task in tasks.values():
+            if hasattr(task, "prepare"):
+                task.prepare()
+    except RLHFError as error:
+        connection.send(Refused(str(error), by_us=True))
+        return None
     except Exception:
         connection.send(Refused(traceback.format_exc(limit=-1).strip().splitlines()[-1]))
         return None
     return tasks
 
 
-def _run_child(connection: Connection, tasks: Mapping[str, Task], owner: int, before: int | None) -> int:
+def _run_child(
+    connection: Connection, tasks: Mapping[str, Judge], owner: int, before: int | None, memory_limit: float | None
+) -> int:
     """Forks a child and waits for its end; gives its exit code."""
     nursery, (alive, held) = os.getpid(), os.pipe()
     pid = os.fork()
     if pid == 0:
-        _child(connection, tasks, nursery, before)
+        _child(connection, tasks, nursery, before, memory_limit)
     os.close(held)
     try:
         return _await_end(pid, alive, owner)
@@ -133,17 +166,20 @@ def _await_end(pid: int, alive: int, owner: int) -> int:
             return os.waitstatus_to_exitcode(status)
 
 
-def _child(connection: Connection, tasks: Mapping[str, Task], nursery: int, before: int | None) -> None:
+def _child(
+    connection: Connection, tasks: Mapping[str, Judge], nursery: int, before: int | None, memory_limit: float | None
+) -> None:
     """Verifies until the socket closes; never returns."""
     code = 1
     try:
         os.setsid()
         threading.Thread(target=_end_with, args=(nursery,), daemon=True).start()
+        _limit_addresses(memory_limit)
         connection.send(Started(os.getpid(), before))
         while True:
             serial, name, problem, response = connection.recv()
             try:
-                connection.send(Done(serial, score_one(tasks[name], problem, response)))
+                connection.send(Done(serial, score(tasks[name], problem, response)))
             except ConfigError as error:
                 connection.send(CannotWork(str(error)))
     except (EOFError, OSError):
@@ -158,3 +194,14 @@ def _end_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
+
+
+def _limit_addresses(gib: float | None) -> None:
+    """Lets this process take so much beyond what it has; does nothing where the system does not say what that is."""
+    held = Path("/proc/self/statm")
+    if gib is None or not held.exists():
+        return
+    most = int(held.read_text().split()[0]) * resource.getpagesize() + int(gib * _GIB)
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    if hard == resource.RLIM_INFINITY or most < hard:
+        resource.setrlimit(resource.RLIMIT_AS, (most, hard))

@@ -12,10 +12,10 @@ from rlhf_lightning.data.row_files import RowFile, open_rows
 from rlhf_lightning.data.rows import ON_BAD_ROW, Field, Row, question_key
 from rlhf_lightning.data.seeding import derive_seed
 from rlhf_lightning.errors import ConfigError, DataError
-from rlhf_lightning.protocols import Task
+from rlhf_lightning.protocols import AnswerVerifier, Task
 from rlhf_lightning.registry import check_choice, register
 from rlhf_lightning.tasks.presets import PRESETS, whole_text
-from rlhf_lightning.tasks.verifiers import READINGS, compile_pattern, extract, find_verifier
+from rlhf_lightning.tasks.verifiers import compile_pattern, extract, find_verifier
 from rlhf_lightning.types import Demonstration, Problem
 
 _log = logging.getLogger(__name__)
@@ -82,13 +82,15 @@ class FileTask(Task):
             where there is none: then something else than the verifier must score the responses.
         response_field: Field of a worked answer to learn from (:meth:`demonstrations`); a text, or turns that end with
             it. It may be the question's field, if that holds turns which end with the assistant's.
-        verifier: How answers are compared: ``math`` (math-verify), ``numeric`` (last number) or ``exact``.
+        verifier: How responses are judged: ``math`` (equal expressions), ``numeric`` (last number), ``exact``, or a
+            function of one's own (``{name: function, path: my_reward.py:reward}``).
         prompt_format: The prompt, with ``{question}`` where the question goes, and ``{field}`` for other fields of the
             row; a list is written a line each, and with ``{field:letters}`` as A., B., C. ``{{field}}`` is the word in
             braces itself, as is what follows a command (``\boxed{x}``). Of turns, the last one of the user is put
             into it. The preset's when not given, which is ``{question}`` for most.
         answer_pattern: Regular expression with one group, the answer; its last match in the response counts, and no
-            match scores 0. When not given: the text after the last ``Answer:``, or else the whole response.
+            match scores 0. When not given: the text after the last ``Answer:``, or else the whole response; a verifier
+            that finds answers itself, as a function does, gets the whole response.
         label: Name of the task; the class's when not given.
         seed: Of the share held out.
         on_bad_row: ``error`` refuses a malformed row with its place, field and what was expected; ``skip`` leaves it
@@ -116,7 +118,7 @@ class FileTask(Task):
         question_field: str | None = None,
         answer_field: str | None = None,
         response_field: str | None = None,
-        verifier: str = "math",
+        verifier: AnswerVerifier | str = "math",
         prompt_format: str | None = None,
         answer_pattern: str | None = None,
         label: str | None = None,
@@ -136,8 +138,10 @@ class FileTask(Task):
         own |= {"prompt": prompt_format, "columns": columns}
         own |= {"reference": None if answer_field is None else whole_text}
         self.fields = replace(PRESETS[preset], **{key: value for key, value in own.items() if value is not None})
-        self.verifier, self.reading = find_verifier(verifier), READINGS[verifier]
-        self.answer_pattern = compile_pattern(answer_pattern, f"task {self.name}: answer_pattern")
+        self.verifier = find_verifier(verifier) if isinstance(verifier, str) else verifier
+        reads_responses = answer_pattern is None and self.verifier.reads_responses
+        pattern = r"(?s)\A(.*)\Z" if reads_responses else answer_pattern
+        self.answer_pattern = compile_pattern(pattern, f"task {self.name}: answer_pattern")
         check_choice(on_bad_row, ON_BAD_ROW, f"task {self.name}: on_bad_row")
         self.on_bad_row = on_bad_row
         self.subset, self.split, self.held_out_split, self.cache_dir = subset, split, held_out_split, cache_dir
@@ -166,22 +170,27 @@ class FileTask(Task):
         return self._sets.skipped
 
     def verify(self, problem: Problem, response: str) -> float:
-        """Compares the extracted answer with the reference; with the best of them, where there are several.
+        """Lets the verifier judge what ``answer_pattern`` finds; by the best of the answers, where there are several.
 
         Raises:
-            ConfigError: If the task has no reference answers.
+            ConfigError: If the task has no reference answers, and the verifier needs them.
         """
-        if not self.fields.answer:
+        if not self.fields.answer and self.verifier.needs_reference:
             raise ConfigError(f"task {self.name}: has no answer_field, so it cannot verify; name another scorer")
-        answer = extract(self.answer_pattern, response)
-        if answer is None:
+        found = extract(self.answer_pattern, response)
+        if found is None:
             return 0.0
-        return max(self.verifier(one, answer) for one in problem.metadata.get("answers", [problem.answer]))
+        answers = problem.metadata.get("answers", [problem.answer])
+        return max(self.verifier.verify(replace(problem, answer=answer), found) for answer in answers)
+
+    def prepare(self) -> None:
+        """Imports what the verifier needs."""
+        self.verifier.prepare()
 
     def answer_of(self, problem: Problem, response: str) -> str | None:
         """What ``answer_pattern`` finds, as the verifier reads it: the last number, the last box, or the text."""
         answer = extract(self.answer_pattern, response)
-        return None if answer is None else self.reading(answer)
+        return None if answer is None else self.verifier.answer_of(answer)
 
     def demonstrations(self) -> Iterator[Demonstration]:
         """The worked answers of the training rows, once, in the file's order; taken to be right.
@@ -241,7 +250,13 @@ class FileTask(Task):
     def _problem(self, row: Row, fields: _RowFields, prefix: str) -> Problem:
         asked, answers = self.fields.asked(row), self.fields.answers(row)
         metadata = {"place": row.place, "fields": fields} | ({"answers": answers} if len(answers) > 1 else {})
-        return Problem.asking(f"{prefix}{row.id}", asked, answers[0] if answers else "", metadata)
+        problem = Problem.asking(f"{prefix}{row.id}", asked, answers[0] if answers else "", metadata)
+        try:
+            for answer in answers or ([] if self.verifier.needs_reference else [""]):
+                self.verifier.check_problem(replace(problem, answer=answer))
+        except ValueError as error:
+            raise DataError(f"{row.place}: field {self.fields.answer!r}: {error}") from error
+        return problem
 
     def _share(self, keys: set[str]) -> set[str]:
         count = max(1, round(len(keys) * self.held_out_fraction))

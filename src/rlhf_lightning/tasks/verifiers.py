@@ -12,9 +12,9 @@ from importlib import import_module
 from types import ModuleType
 
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.registry import check_choice
-
-Verifier = Callable[[str, str], float]
+from rlhf_lightning.protocols import AnswerVerifier
+from rlhf_lightning.registry import check_choice, plugins, register, resolve
+from rlhf_lightning.types import Problem
 
 _NUMBER = re.compile(
     r"(?:(?<![\w.)])-)?(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)(?:/[0-9]+)?"
@@ -58,13 +58,6 @@ def math_answer(reference: str, answer: str) -> float:
     return float(library.verify(gold, found, timeout_seconds=None, raise_on_error=True))
 
 
-VERIFIERS: dict[str, Verifier] = {"exact": exact_match, "numeric": numeric, "math": math_answer}
-"""The verifiers that a file's task can name."""
-
-PACKAGES = {"math": "math_verify"}
-"""What some of them need that is not installed with this package."""
-
-
 def read_exact(text: str) -> str | None:
     """The text without white space around it; None if nothing is left."""
     return text.strip() or None
@@ -83,20 +76,72 @@ def read_math(text: str) -> str | None:
     return read_number(plain) if _NUMBER.fullmatch(plain) else plain or None
 
 
+@register("verifier", "exact")
+class ExactVerifier(AnswerVerifier):
+    """The same text, white space around it aside."""
+
+    def verify(self, problem: Problem, response: str) -> float:
+        """As :func:`exact_match`."""
+        return exact_match(problem.answer, response)
+
+
+@register("verifier", "numeric")
+class NumericVerifier(AnswerVerifier):
+    """The same last number."""
+
+    def verify(self, problem: Problem, response: str) -> float:
+        """As :func:`numeric`."""
+        return numeric(problem.answer, response)
+
+    def check_problem(self, problem: Problem) -> None:
+        """Looks for a number in the reference."""
+        numeric(problem.answer, "")
+
+    def answer_of(self, response: str) -> str | None:
+        """As :func:`read_number`."""
+        return read_number(response)
+
+
+@register("verifier", "math")
+class MathVerifier(AnswerVerifier):
+    """An equal expression, in LaTeX or plain.
+
+    Raises:
+        ConfigError: If the package math-verify is not installed.
+    """
+
+    def __init__(self) -> None:
+        optional_package("math_verify")
+
+    def verify(self, problem: Problem, response: str) -> float:
+        """As :func:`math_answer`."""
+        return math_answer(problem.answer, response)
+
+    def prepare(self) -> None:
+        """Imports math-verify."""
+        optional_package("math_verify")
+
+    def answer_of(self, response: str) -> str | None:
+        """As :func:`read_math`."""
+        return read_math(response)
+
+
 READINGS: dict[str, Callable[[str], str | None]] = {"exact": read_exact, "numeric": read_number, "math": read_math}
 """How each verifier's answers are written so that equal ones are the same text, as far as that goes."""
 
 
-def find_verifier(name: str) -> Verifier:
+def find_verifier(name: str) -> AnswerVerifier:
     """The verifier of that name.
 
     Raises:
-        ConfigError: If there is none; names the nearest. If the package that it needs is not installed.
+        ConfigError: If there is none, naming the nearest, or it needs arguments.
     """
-    check_choice(name, VERIFIERS, "verifier")
-    if name in PACKAGES:
-        optional_package(PACKAGES[name])
-    return VERIFIERS[name]
+    check_choice(name, plugins("verifier"), "verifier")
+    try:
+        made: AnswerVerifier = resolve("verifier", name)()
+    except TypeError as error:
+        raise ConfigError(f"verifier {name}: needs arguments, as {{name: {name}, …}}: {error}") from error
+    return made
 
 
 def last_number(text: str) -> Fraction | None:
