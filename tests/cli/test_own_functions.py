@@ -105,7 +105,7 @@ def test_three_lines_of_python_train_and_the_saved_configuration_goes_on(own, ca
     (folder / "own_reward_functions.py").write_text(f"open({str(mark)!r}, 'w')\n" + REWARD)
     RunPolicy("runs/own").load()
     find_policy("runs/own", None).load()
-    assert main(["export", "--policy", "runs/own", "--out", "exported"]) == 0
+    assert main(["export", "--model", "runs/own", "--out", "exported"]) == 0
     assert not mark.exists()
 
 
