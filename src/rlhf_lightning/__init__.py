@@ -36,7 +36,7 @@ _PLACES = {
     "types": ("Demonstration", "Problem"),
 }
 _PLACE_OF = {name: place for place, names in _PLACES.items() for name in names}
-_PACKAGES = (
+_PACKAGES: tuple[str, ...] = (
     "advantages",
     "callbacks",
     "data",

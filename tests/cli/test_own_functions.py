@@ -7,8 +7,6 @@ import pytest
 import yaml
 
 from rlhf_lightning.cli import main
-from rlhf_lightning.cli.policies import find_policy
-from rlhf_lightning.models.run_policy import RunPolicy
 
 REWARD = """
 def reward(prompt, response, answer, **fields):
@@ -103,6 +101,9 @@ def test_three_lines_of_python_train_and_the_saved_configuration_goes_on(own, ca
     # Another's run folder: who takes its policy does not run its function.
     mark = folder / "it_ran"
     (folder / "own_reward_functions.py").write_text(f"open({str(mark)!r}, 'w')\n" + REWARD)
+    from rlhf_lightning.cli.policies import find_policy
+    from rlhf_lightning.models.run_policy import RunPolicy
+
     RunPolicy("runs/own").load()
     find_policy("runs/own", None).load()
     assert main(["export", "--model", "runs/own", "--out", "exported"]) == 0

@@ -30,7 +30,6 @@ from typing import Any, Protocol
 
 from rlhf_lightning.errors import ConfigError, RLHFError
 from rlhf_lightning.protocols import Task
-from rlhf_lightning.types import Problem
 
 Outcome = tuple[float | None, str | None]
 """The score and None, or None and the reason why there is none."""
