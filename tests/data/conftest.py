@@ -1,4 +1,5 @@
 import string
+from pathlib import Path
 
 import pytest
 
@@ -60,3 +61,11 @@ class Listed(Task):
 @pytest.fixture
 def listed():
     return Listed
+
+
+@pytest.fixture
+def published():
+    """The folder of real published files, where it lies beside this project."""
+    above = [folder / "shared" / "benchmarks" for folder in Path(__file__).parents[3:]]
+    found = next((folder for folder in above if folder.is_dir()), None)
+    return found or pytest.skip("the published files are not beside this project")

@@ -217,3 +217,49 @@ def test_a_bad_row_is_refused_with_its_place_or_skipped(opened, row, arguments, 
 def test_arguments_out_of_range_are_refused(arguments, message):
     with pytest.raises(ConfigError, match=message):
         Preferences("no-such.jsonl", **arguments)
+
+
+def test_ties_are_left_out_and_counted_unless_wanted(opened):
+    tie = ULTRA | {"score_chosen": 2.0}
+    source = opened([ULTRA, tie, tie], preset="ultrafeedback")
+    assert (len(source), source.counts()["ties left out"], source.skipped) == (1, 2, 0)
+    kept = opened([ULTRA, tie], preset="ultrafeedback", keep_ties=True, score_margin=1.0)
+    assert [kept.group(i).pairs[0].margin for i in range(len(kept))] == [6.5, 0.0]
+    assert "ties left out" not in kept.counts()
+    rated = {"prompt": "q", "chosen": "a", "rejected": "b", "rating": {"a": 3, "b": 3}}
+    assert len(opened([rated])) == 1
+    with pytest.raises(DataError, match="no group in 1 rows: none holds anything to learn from; 1 ties left out"):
+        opened([rated], score_fields=("rating.a", "rating.b"))
+    with pytest.raises(DataError, match=r"no field 'rating.c'"):
+        opened([rated], score_fields=("rating.a", "rating.c"))
+    unscored = ULTRA | {"score_chosen": None, "score_rejected": None}
+    assert len(opened([unscored], preset="ultrafeedback")) == 1
+
+
+def test_pairs_under_other_names_and_in_other_spellings(opened):
+    told = [{"role": "user", "content": [{"type": "text", "value": "q"}], "weight": 0.0}]
+    better = [*told, {"role": "assistant", "content": [{"type": "text", "value": "a"}], "weight": 1.0}]
+    worse = [*told, {"role": "assistant", "content": [{"type": "text", "value": "b"}], "weight": 1.0}]
+    named = {"chosen_field": "chosen_messages", "rejected_field": "rejected_messages"}
+    source = opened([{"chosen_messages": better, "rejected_messages": worse}], chat=True, **named)
+    assert summary(source.group(0)) == ("q", turns("q"), ["a", "b"])
+    spoken = {"talk": [{"from": "human", "value": "q"}]} | {
+        name: {"from": "gpt", "value": text} for name, text in (("chosen", "a"), ("rejected", "b"))
+    }
+    assert summary(opened([spoken], chat=True, prompt_field="talk").group(0)) == ("q", turns("q"), ["a", "b"])
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_published_pairs_are_read_by_configuration_alone(published, chat):
+    source = Preferences(str(published / "hh_harmless_base_test_150.jsonl.gz"), preset="hh")
+    source.open(chat=chat)
+    assert (len(source), source.skipped) == (150, 0)
+    named = {"chosen_field": "chosen_messages", "rejected_field": "rejected_messages"}
+    source = Preferences(str(published / "v1_dpo_demo.jsonl"), **named)
+    if chat:
+        source.open(chat=True)
+        assert len(source) == 10
+        assert all(source.group(i).problem.turns[0]["role"] == "system" for i in range(3))
+    else:
+        with pytest.raises(DataError, match="line 1: the prompt is a conversation of 2 turns"):
+            source.open()

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from rlhf_lightning.data.judged import render_groups
+from rlhf_lightning.data.render import Renderer
 from rlhf_lightning.data.reward_sources.prm800k import PRM800K
 from rlhf_lightning.data.reward_sources.steps import MathShepherd, Steps
 from rlhf_lightning.errors import ConfigError, DataError
@@ -208,3 +210,90 @@ def test_stepwise_bad_rows(opened, change, message):
     with pytest.raises(DataError) as refused:
         opened(Steps, good, good | change)
     assert f"rows.jsonl, line 2: {message}" in str(refused.value)
+
+
+def test_an_empty_step_is_none_and_shares_no_token_with_its_neighbour(opened, tokenizer_of):
+    texts, labels = ["", "one", "", "two", " \n"], [False, True, False, True, False]
+    source = opened(Steps, {"prompt": "q", "completions": texts, "labels": labels, "correct": True})
+    group = source.group(0)
+    assert group.responses == (JudgedResponse("one\ntwo", 1.0, (Step(3, 1.0), Step(7, 1.0))),)
+    assert source.counts() == {"responses": 1, "pairs": 0, "labelled steps": 2, "empty steps left out": 3}
+    (rendered,) = render_groups(Renderer(tokenizer_of()), [group])
+    assert rendered.step_ends == ((2, 6),)
+    with pytest.raises(DataError, match="field 'completions' must be a list of at least one step"):
+        opened(Steps, {"prompt": "q", "completions": ["", " "], "labels": [True, True]})
+
+
+def test_empty_steps_of_other_formats(opened):
+    source = opened(MathShepherd, shepherd("q? Step 1: a §\n ¤\nStep 2: b §"))
+    assert source.group(0).responses == (JudgedResponse("Step 1: a\nStep 2: b", 1.0, (Step(9, 1.0), Step(19, 1.0))),)
+    assert source.counts()["empty steps left out"] == 1
+    source = opened(
+        PRM800K,
+        row(step(("a", 1), ("", -1)), step((" ", 1)), step(("b", 1))),
+        row(step(("c", 1)), step(("", -1)), reason="found_error"),
+    )
+    assert source.group(0).responses == (JudgedResponse("a\nb", 1.0, (Step(1, 1.0), Step(3, 1.0))),)
+    assert source.group(1).responses == (JudgedResponse("c", None, (Step(1, 1.0),), finished=False),)
+    assert source.counts()["empty steps left out"] == 3
+
+
+def test_prm800k_counts_the_rows_that_teach_nothing(opened):
+    nothing = {"completions": None, "chosen_completion": None, "human_completion": None}
+    rows = row(step(("a", 1)), reason="bad_problem"), row(nothing), row(step(("b", 1)))
+    counts = opened(PRM800K, *rows).counts()
+    assert counts["rows with a broken problem left out"] == 1
+    assert counts["rows without a step left out"] == 1
+
+
+def test_math_shepherd_a_question_that_tells_of_step_1_is_whole(opened):
+    asked = "To bake: Step 1: mix 2 eggs. Step 2: heat. How many eggs?"
+    one = shepherd(f"{asked} Step 1: It is 2 §\nStep 2: The answer is: 2 §")
+    other = shepherd("In step 1: of what? Step 1: x §")
+    source = opened(MathShepherd, one, other)
+    assert [source.group(i).problem.question for i in (0, 1)] == [asked, "In step 1: of what?"]
+    assert source.group(0).responses[0].text == "Step 1: It is 2\nStep 2: The answer is: 2"
+
+
+def test_math_shepherd_labels_in_a_list(opened):
+    text = shepherd("q? Step 1: a §\nStep 2: b ¤")["input"]
+    rows = [
+        {"input": text, "value": ["+", "-"]},
+        {"input": text, "value": [True, 0.25]},
+        {"input": text, "label": [1, None], "value": None},
+    ]
+    source = opened(MathShepherd, *rows)
+    found = [[s.label for s in response.steps] for response in source.group(0).responses]
+    assert found == [[1.0, 0.0], [1.0, 0.25], [1.0, None]]
+    assert [response.correct for response in source.group(0).responses] == [0.0, 0.25, None]
+    apart = {"ask": "q?", "process": "a<s>b<s>", "label": ["+", "-"]}
+    source = opened(MathShepherd, apart, question_field="ask", input_field="process", marker="<s>")
+    assert source.group(0).problem.question == "q?"
+    assert source.group(0).responses == (JudgedResponse("a\nb", 0.0, (Step(1, 1.0), Step(3, 0.0))),)
+    for bad, message in (
+        ({"value": ["+"]}, "field 'value' must be a list of 2 labels, one for each 'ки', got 1"),
+        ({"value": ["+", "x"]}, "field 'value[1]' must be a number from 0 to 1, or null, got 'x'"),
+        ({}, "no field 'label'. Present: input"),
+    ):
+        with pytest.raises(DataError) as refused:
+            opened(MathShepherd, {"input": text} | bad)
+        assert message in str(refused.value)
+
+
+def test_stepwise_prompts_in_turns(opened):
+    chat = [{"role": "system", "content": "S"}, {"role": "user", "content": "q"}]
+    source = opened(Steps, {"prompt": chat, "completions": ["a"], "labels": [True]})
+    assert (source.group(0).problem.question, list(source.group(0).problem.turns)) == ("q", chat)
+
+
+def test_published_steps_are_read(published):
+    source = MathShepherd(str(published / "samples_math-shepherd.jsonl"))
+    source.open()
+    first = source.group(0)
+    assert first.problem.question.endswith("than clarinet lessons in a year?")
+    assert first.responses[0].text.startswith("Step 1: Janet spends 3 hours + 5 hours")
+    assert (source.counts()["responses"], source.skipped) == (7, 0)
+    source = PRM800K(str(published / "samples_prm800k.jsonl"))
+    source.open()
+    assert source.group(0).problem.answer == "29"
+    assert source.skipped == 0

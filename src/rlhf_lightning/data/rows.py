@@ -173,16 +173,25 @@ class Field:
     def turns(self) -> list[dict[str, str]]:
         """A conversation: a list of ``{role, content}``, not empty.
 
-        Turns of ``{from, value}``, contents in parts that are all text, and a table of ``role`` and ``content``
-        (as ``datasets`` gives some) are brought to that form.
+        Turns of ``{from, value}``, contents in parts that are all text, a single turn, and a table of ``role`` and
+        ``content`` (as ``datasets`` gives some) are brought to that form.
         """
-        turns = self.value
+        turns = [self.value] if _turn(self.value) else self.value
         if isinstance(turns, Mapping) and turns and all(isinstance(column, list) for column in turns.values()):
             turns = [dict(zip(turns, row, strict=False)) for row in zip(*turns.values(), strict=False)]
         found = [_turn(turn) for turn in turns] if isinstance(turns, list) else []
         if not found or None in found:
             self.refuse("a list of {role, content}")
         return [turn for turn in found if turn is not None]
+
+    def asked(self) -> str | list[dict[str, str]]:
+        """What is asked: a text, or a conversation of which the last turn is to be answered."""
+        if not isinstance(self.value, list | Mapping):
+            return self.text("text or a list of {role, content}")
+        turns = self.turns()
+        if turns[-1]["role"] == "assistant":
+            self.refuse("turns of which the last is to be answered", "the assistant's as the last one")
+        return turns
 
     def answer(self) -> tuple[list[dict[str, str]], str]:
         """An answer, and the turns before it: none where it is a text, else a conversation that the assistant ends."""

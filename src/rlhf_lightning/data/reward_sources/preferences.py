@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from rlhf_lightning.data.reward_sources._files import FileSource
@@ -13,10 +13,28 @@ from rlhf_lightning.registry import check_choice, register
 from rlhf_lightning.reward_types import JudgedGroup, JudgedResponse, Pair
 from rlhf_lightning.types import Problem
 
+SCORES = ("score_chosen", "score_rejected")
+"""Fields of the two responses' scores, as UltraFeedback-binarized has them."""
+
 Turns = list[dict[str, str]]
 
 _SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
+
+
+@dataclass(frozen=True)
+class Names:
+    """Fields of a row.
+
+    Attributes:
+        prompt: Of the prompt; None is ``messages`` in rows that have it, else ``prompt``.
+        chosen: Of the better response.
+        rejected: Of the other.
+    """
+
+    prompt: str | None = None
+    chosen: str = "chosen"
+    rejected: str = "rejected"
 
 
 @dataclass(frozen=True)
@@ -34,54 +52,61 @@ class Compared:
     rejected: str
 
 
-def plain(fields: Field, chat: bool) -> Compared:
+def plain(fields: Field, chat: bool, names: Names) -> Compared:
     """``prompt`` (text or turns) or ``messages`` (turns), ``chosen`` and ``rejected`` (text, or turns).
 
     Turns of ``chosen`` and ``rejected`` end with the assistant's that is compared; those before it, if any, are the
     prompt, whatever else the row has, and must be the same in both.
     """
-    ahead, chosen = _answer(fields["chosen"])
-    other, rejected = _answer(fields["rejected"])
+    better, worse = fields.at(names.chosen), fields.at(names.rejected)
+    (ahead, chosen), (other, rejected) = better.answer(), worse.answer()
     if ahead != other:
-        fields["rejected"].refuse("the same turns as 'chosen', but for the last one")
-    prompt = fields.get("messages") or (None if ahead else fields["prompt"])
-    if ahead or prompt is None or isinstance(prompt.value, list):
-        turns = ahead or prompt.turns() if prompt else ahead
-        return Compared(_conversation(fields, turns, chat), chosen, rejected)
+        worse.refuse(f"the same turns as {better.path!r}, but for the last one")
+    if ahead:
+        return Compared(_conversation(fields, ahead, chat), chosen, rejected)
+    prompt = fields.at(names.prompt) if names.prompt else fields.get("messages") or fields["prompt"]
+    if isinstance(prompt.value, list | Mapping):
+        return Compared(_conversation(fields, prompt.turns(), chat), chosen, rejected)
     metadata = {"place": fields.row.place}
     return Compared(Problem(fields.row.id, prompt.text(), metadata=metadata), chosen, rejected)
 
 
-def ultrafeedback(fields: Field, chat: bool) -> Compared:
+def ultrafeedback(fields: Field, chat: bool, names: Names) -> Compared:
     """UltraFeedback-binarized: ``prompt_id``, and ``chosen`` and ``rejected`` as whole conversations.
 
     Its ``prompt`` is the user's first turn, which the conversations hold too; its ``messages`` is ``chosen`` again.
     Fields: https://huggingface.co/datasets/HuggingFaceH4/ultrafeedback_binarized.
     """
-    (ahead, chosen), (other, rejected) = _answer(fields["chosen"]), _answer(fields["rejected"])
+    better, worse = fields.at(names.chosen), fields.at(names.rejected)
+    (ahead, chosen), (other, rejected) = better.answer(), worse.answer()
     if not ahead:
-        fields["chosen"].refuse("a conversation of at least two turns")
+        better.refuse("a conversation of at least two turns")
     if ahead != other:
-        fields["rejected"].refuse("the same turns as 'chosen', but for the last one")
+        worse.refuse(f"the same turns as {better.path!r}, but for the last one")
     return Compared(_conversation(fields, ahead, chat, fields["prompt_id"].text()), chosen, rejected)
 
 
-def hh(fields: Field, chat: bool) -> Compared:
+def hh(fields: Field, chat: bool, names: Names) -> Compared:
     r"""HH-RLHF: two whole dialogues, ``\n\nHuman: …\n\nAssistant: …``, the same but for the assistant's last words.
 
     As plain text, the prompt goes up to the last ``Assistant:`` and the response is what follows, blank included. In a
     chat, each is a turn, without the blanks around it. Fields: https://huggingface.co/datasets/Anthropic/hh-rlhf.
     """
-    (turns, question, chosen), (others, _, rejected) = _dialogue(fields["chosen"]), _dialogue(fields["rejected"])
+    better, worse = fields.at(names.chosen), fields.at(names.rejected)
+    (turns, question, chosen), (others, _, rejected) = _dialogue(better), _dialogue(worse)
     if turns != others:
-        fields["rejected"].refuse("the same dialogue as 'chosen', but for the assistant's last words")
+        worse.refuse(f"the same dialogue as {better.path!r}, but for the assistant's last words")
     if chat:
         return Compared(_conversation(fields, turns, chat), chosen.strip(), rejected.strip())
     metadata = {"place": fields.row.place, "messages": turns}
     return Compared(Problem(fields.row.id, question, metadata=metadata), chosen, rejected)
 
 
-PRESETS: dict[str, Callable[[Field, bool], Compared]] = {"plain": plain, "hh": hh, "ultrafeedback": ultrafeedback}
+PRESETS: dict[str, Callable[[Field, bool, Names], Compared]] = {
+    "plain": plain,
+    "hh": hh,
+    "ultrafeedback": ultrafeedback,
+}
 """How rows are read, by data set."""
 
 
@@ -89,8 +114,12 @@ PRESETS: dict[str, Callable[[Field, bool], Compared]] = {"plain": plain, "hh": h
 class Preferences(FileSource):
     """Preference pairs, one a row.
 
+    A pair whose two scores are the same is a tie: nobody preferred either, so it teaches nothing but noise. Ties are
+    left out and counted, unless they are wanted.
+
     Args:
-        path: A file, a folder of files, a pattern (``part-*.parquet``), or a list of those.
+        path: A file, a folder, a pattern (``part-*.parquet``), a data set of the hub, or a list of those, as
+            :class:`FileSource`.
         preset: Format of the rows: ``plain``, ``hh`` or ``ultrafeedback``.
         label: What the groups count as; ``preferences`` when not given.
         margin_field: Field of the margin by which the chosen response must win, from 0 on. When not given: ``margin``
@@ -99,6 +128,12 @@ class Preferences(FileSource):
         on_bad_row: ``error`` or ``skip``, as :class:`FileSource`.
         prompt_fraction: Share of the questions to use, as :class:`FileSource`.
         seed: Of that share.
+        subset, split, cache_dir: As :class:`FileSource`.
+        prompt_field: Field of the prompt, text or turns; ``messages`` or else ``prompt`` when not given.
+        chosen_field: Field of the better response.
+        rejected_field: Field of the other.
+        score_fields: Fields of the two responses' scores, in rows that have them: the better one's first.
+        keep_ties: Whether pairs with equal scores are pairs all the same, the first response preferred.
 
     Raises:
         ConfigError: If a value is out of range, or there would be two margins.
@@ -116,45 +151,53 @@ class Preferences(FileSource):
         on_bad_row: str = "error",
         prompt_fraction: float = 1.0,
         seed: int = 0,
+        subset: str | None = None,
+        split: str | None = None,
+        cache_dir: str | None = None,
+        prompt_field: str | None = None,
+        chosen_field: str = "chosen",
+        rejected_field: str = "rejected",
+        score_fields: tuple[str, str] = SCORES,
+        keep_ties: bool = False,
     ) -> None:
-        super().__init__(path, label, on_bad_row, None, prompt_fraction, seed)
+        super().__init__(path, label, on_bad_row, None, prompt_fraction, seed, subset, split, cache_dir)
         check_choice(preset, PRESETS, f"reward data {self.name}: preset")
         if score_margin < 0:
             raise ConfigError(f"reward data {self.name}: score_margin must be at least 0, got {score_margin}")
         if score_margin and margin_field is not None:
             raise ConfigError(f"reward data {self.name}: give margin_field or score_margin, not both")
         self.preset, self.margin_field, self.score_margin = preset, margin_field, score_margin
+        self.names, self.score_fields = Names(prompt_field, chosen_field, rejected_field), tuple(score_fields)
+        self.keep_ties = keep_ties
 
-    def parse(self, fields: Field) -> JudgedGroup:
+    def parse(self, fields: Field) -> JudgedGroup | str:
         """One pair: the chosen response first."""
-        compared = PRESETS[self.preset](fields, self.chat)
+        compared = PRESETS[self.preset](fields, self.chat, self.names)
+        if not self.keep_ties and self._tied(fields):
+            return "ties left out"
         if compared.chosen == compared.rejected:
-            fields["rejected"].refuse("another response than 'chosen'")
+            fields.at(self.names.rejected).refuse(f"another response than {self.names.chosen!r}")
         pair = Pair(0, 1, self._margin(fields))
         responses = (JudgedResponse(compared.chosen), JudgedResponse(compared.rejected))
         return JudgedGroup(compared.problem, self.label, responses, (pair,))
 
+    def _tied(self, fields: Field) -> bool:
+        if self.score_fields == SCORES and not all(fields.get(name) for name in SCORES):
+            return False
+        better, worse = (fields.at(name) for name in self.score_fields)
+        return None not in (better.value, worse.value) and better.number() == worse.number()
+
     def _margin(self, fields: Field) -> float:
         if self.score_margin:
-            better, worse = fields["score_chosen"].number(), fields["score_rejected"].number()
+            better, worse = (fields.at(name).number() for name in self.score_fields)
             if better < worse:
-                fields["score_chosen"].refuse(f"at least score_rejected ({worse})")
+                fields.at(self.score_fields[0]).refuse(f"at least {self.score_fields[1]} ({worse})")
             return self.score_margin * (better - worse)
         field = fields.get("margin") if self.margin_field is None else fields[self.margin_field]
         if field is None:
             return 0.0
         margin = field.number("a number from 0 on")
         return margin if margin >= 0 else field.refuse("a number from 0 on")
-
-
-def _answer(field: Field) -> tuple[Turns, str]:
-    """The turns before the answer, and the answer."""
-    if not isinstance(field.value, list):
-        return [], field.text()
-    *before, last = field.turns()
-    if last["role"] != "assistant":
-        field.refuse("turns of which the last is the assistant's")
-    return before, last["content"]
 
 
 def _conversation(fields: Field, turns: Turns, chat: bool, id: str | None = None) -> Problem:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rlhf_lightning.data.reward_sources._files import FileSource
-from rlhf_lightning.data.reward_sources._joined import joined
 from rlhf_lightning.data.rows import Field
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.registry import register
@@ -49,19 +48,21 @@ class PRM800K(FileSource):
     * ``finish_reason`` ``solution`` says that the path ends with the right answer: it is finished and ``correct`` 1.
       ``found_error`` says that labelling stopped at the first error: responses that end with a step rated −1 are
       ``correct`` 0. Nothing is known of other responses as a whole. All but a solution are cut off.
-    * A row whose problem is broken (``bad_problem``) and one without any completion teach nothing, and are left out.
+    * A row whose problem is broken (``bad_problem``) and one without any completion teach nothing; they are left out
+      and counted, as are empty completions.
 
     The text of a step may hold the delimiter; steps end where the data says. Every finished response here is right: a
     model trained on nothing else learns little from its final label, so let it score by ``min`` or ``product``.
 
     Args:
-        path: A file, a folder of files, a pattern (``phase2_*.jsonl``), or a list of those.
+        path: A file, a folder of files, a pattern (``phase2_*.jsonl``), or a list of those, as :class:`FileSource`.
         label: What the groups count as; ``prm800k`` when not given.
         neutral: Label of a rating of 0: 1 as right (the default), 0.5 in between, 0 as wrong, null for none.
         on_bad_row: ``error`` or ``skip``, as :class:`FileSource`.
         max_solutions: Most responses of a row, the first ones.
         prompt_fraction: Share of the questions to use, as :class:`FileSource`.
         seed: Of that share.
+        subset, split, cache_dir: As :class:`FileSource`.
 
     Raises:
         ConfigError: If a value is out of range.
@@ -78,20 +79,23 @@ class PRM800K(FileSource):
         max_solutions: int | None = None,
         prompt_fraction: float = 1.0,
         seed: int = 0,
+        subset: str | None = None,
+        split: str | None = None,
+        cache_dir: str | None = None,
     ) -> None:
-        super().__init__(path, label, on_bad_row, max_solutions, prompt_fraction, seed)
+        super().__init__(path, label, on_bad_row, max_solutions, prompt_fraction, seed, subset, split, cache_dir)
         if neutral is not None and not 0 <= neutral <= 1:
             raise ConfigError(f"reward data {self.name}: neutral must be in [0, 1] or null, got {neutral}")
         self.neutral = neutral
         self._labels = {-1: 0.0, 0: neutral, 1: 1.0}
 
-    def parse(self, fields: Field) -> JudgedGroup | None:
-        """One row; None if it teaches nothing."""
+    def parse(self, fields: Field) -> JudgedGroup | str:
+        """One row, unless it teaches nothing."""
         question, label = fields["question"], fields["label"]
         reason = label["finish_reason"].text()
         responses = self._responses(label["steps"], reason)
         if not responses or reason == "bad_problem":
-            return None
+            return f"rows {'with a broken problem' if responses else 'without a step'} left out"
         answer = question.get("ground_truth_answer")
         metadata = {"place": fields.row.place}
         problem = Problem(fields.row.id, question["problem"].text(), answer.text() if answer else "", metadata)
@@ -103,10 +107,12 @@ class PRM800K(FileSource):
         chosen = None
         for step in steps:
             chosen, others = self._choice(step)
-            branches += [(path[:], other) for other in others]
+            empty = [rated for rated in (chosen, *others) if rated is not None and not rated.text.strip()]
+            self._left_out["empty steps left out"] += len(empty)
+            branches += [(path[:], other) for other in others if other not in empty]
             if chosen is None:
                 break
-            path.append(chosen)
+            path += [] if chosen in empty else [chosen]
         end = next((i for i, (ahead, _) in enumerate(branches) if len(ahead) == len(path)), None)
         main = path if end is None else [*path, branches.pop(end)[1]]
         found = [self._response(main, reason, finished=chosen is not None and reason == "solution")] if main else []
@@ -118,7 +124,7 @@ class PRM800K(FileSource):
     def _response(self, steps: Sequence[Rated], reason: str, *, finished: bool) -> JudgedResponse:
         stopped = reason == "found_error" and steps[-1].wrong
         correct = 1.0 if finished else 0.0 if stopped else None
-        return joined([(s.text, s.label) for s in steps], self.delimiter, correct=correct, finished=finished)
+        return self.joined([(s.text, s.label) for s in steps], correct=correct, finished=finished)
 
     def _choice(self, step: Field) -> tuple[Rated | None, list[Rated]]:
         """The completion that the path goes on with, if any, and the others."""

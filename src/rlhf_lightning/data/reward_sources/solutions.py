@@ -72,4 +72,11 @@ class Solutions(FileSource):
             if not before < end <= len(text):
                 item["end"].refuse(f"above {before} and at most {len(text)}: the characters up to the step's end")
             steps.append(Step(end, item["label"].label()))
-        return tuple(steps)
+        edges = [0, *(step.end for step in steps)]
+        kept = [
+            step
+            for step, before in zip(steps, edges, strict=False)
+            if text[before : step.end].removeprefix(self.delimiter if before else "").strip()
+        ]
+        self._left_out["empty steps left out"] += len(steps) - len(kept)
+        return tuple(kept)
