@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from rlhf_lightning.errors import ConfigError, RunFolderError
 from rlhf_lightning.models.lora import merged_copy
 from rlhf_lightning.models.packed import causal_lm
+from rlhf_lightning.models.scalar import head_outputs, scalar_head
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -195,11 +197,8 @@ def _merged(model: PreTrainedModel) -> PreTrainedModel:
     vocabulary = int(inner.get_input_embeddings().weight.shape[0])
     tokens = torch.arange(24).view(2, 12) * 7919 % vocabulary
     mode = model.training
-    both = [one.eval()(input_ids=tokens.to(one.device), use_cache=False) for one in (model, merged)]
-    outputs = [one.logits.float().cpu() for one in both]
+    outputs = [_outputs(one.eval(), tokens.to(one.device)).float().cpu() for one in (model, merged)]  # type: ignore[arg-type]
     model.train(mode)
-    if outputs[0].shape[-1] > 1:
-        outputs = [logits.log_softmax(-1) for logits in outputs]
     difference = float((outputs[0] - outputs[1]).abs().mean() / outputs[0].abs().mean().clamp(min=1.0))
     if not difference <= max(1e-3, 16 * torch.finfo(model.dtype).eps):
         raise ConfigError(
@@ -207,6 +206,15 @@ def _merged(model: PreTrainedModel) -> PreTrainedModel:
             f"{difference:.3g} on average. Export the adapters alone (--adapters)"
         )
     return merged
+
+
+def _outputs(model: PreTrainedModel, tokens: Tensor) -> Tensor:
+    """Log-probs of all tokens; the scores of every place of a model with a scalar head, whose type may be another."""
+    inner: Any = causal_lm(model)
+    if inner.get_output_embeddings() is None:
+        return head_outputs(scalar_head(inner), inner.base_model(input_ids=tokens, use_cache=False).last_hidden_state)
+    logits: Tensor = inner(input_ids=tokens, use_cache=False).logits
+    return logits.float().log_softmax(-1)
 
 
 def check_free(folder: Path) -> None:
