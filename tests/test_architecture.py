@@ -28,7 +28,7 @@ FLOORS = [
         "grouping",
         "holdings",
     },
-    {"protocols", "sampler_protocols", "task_protocols", "registry", "configfiles", "border"},
+    {"protocols", "reward_protocols", "sampler_protocols", "task_protocols", "registry", "configfiles", "border"},
     {"samplers", "scorers", "transforms", "advantages", "losses", "kl", "models", "tasks", "data", "metrics"},
     {"statistics", "pipeline", "strategies"},
     {"modules"},

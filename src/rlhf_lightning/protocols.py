@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from rlhf_lightning.holdings import HeldModel
+from rlhf_lightning.reward_protocols import CHANGES as CHANGES
+from rlhf_lightning.reward_protocols import AdvantageEstimator as AdvantageEstimator
+from rlhf_lightning.reward_protocols import RewardTransform as RewardTransform
 from rlhf_lightning.reward_types import JudgedGroup
 from rlhf_lightning.sampler_protocols import Decoder as Decoder
 from rlhf_lightning.sampler_protocols import DecodingSession as DecodingSession
@@ -20,11 +23,8 @@ from rlhf_lightning.sampler_protocols import Sampler as Sampler
 from rlhf_lightning.task_protocols import AnswerVerifier as AnswerVerifier
 from rlhf_lightning.task_protocols import Task as Task
 from rlhf_lightning.types import (
-    Advantages,
-    Rewards,
     Rollout,
     Scores,
-    TokenRewards,
     UpdateBatch,
 )
 
@@ -36,6 +36,10 @@ class Scorer(ABC):
     """Scores whole responses."""
 
     name: str
+    #: Whether two responses hardly ever get the same score, so that nobody need look for groups of equal ones.
+    never_equal: bool = False
+    #: Whether it gives the scores of steps (``Scores.steps``), known after ``check``; None where it cannot tell.
+    gives_steps: bool | None = None
     #: What a response is worth whose score failed, or is not finite.
     failure_score: float = 0.0
 
@@ -72,44 +76,13 @@ class Scorer(ABC):
         """Scores each of the B responses."""
 
 
-class RewardTransform(ABC):
-    """One visible step between raw score and reward."""
-
-    name: str
-    #: Smallest group for which the step means anything (1, or 2 for statistics over a group).
-    min_group_size: int = 1
-    #: Whether a response's reward depends on other responses.
-    compares: bool = False
-
-    @abstractmethod
-    def __call__(self, rewards: Rewards) -> Rewards:
-        """Returns new rewards; never edits its input."""
-
-
-class AdvantageEstimator(ABC):
-    """Turns token rewards into advantages."""
-
-    #: Smallest group for which the estimator means anything (1, or 2 for group baselines).
-    min_group_size: int = 1
-    #: Whether it asks for ``TokenRewards.prompt_baseline``, the reward of each prompt's greedy response.
-    needs_prompt_baseline: bool = False
-    #: Whether it looks at the responses' rewards; else only at ``TokenRewards.steps``.
-    reads_rewards: bool = True
-    #: Whether it reads critic values (``TokenRewards.baseline``) and gives the critic's targets.
-    needs_critic: bool = False
-    #: Whether it reads the values after responses that were cut off (``TokenRewards.bootstrap``).
-    reads_bootstrap: bool = False
-
-    @abstractmethod
-    def __call__(self, rewards: TokenRewards) -> Advantages:
-        """Estimates per-token advantages (and returns, where there is a critic)."""
-
-
 class PolicyLoss(ABC):
     """The surrogate objective, as a loss."""
 
     #: Whether it weighs tokens by how far the policy is from what really drew them (``UpdateBatch.sampler_logprobs``).
     corrects_sampler: bool = False
+    #: Whether what it adds to the policy gradient begins with a rollout's second update.
+    needs_moved_policy: bool = False
 
     @abstractmethod
     def __call__(self, new: Tensor, batch: UpdateBatch) -> tuple[Tensor, Mapping[str, Tensor]]:

@@ -34,6 +34,9 @@ class Sampler(ABC):
     #: Smallest group that it can do its work with (2 where it compares the samples of a prompt).
     min_group_size: int = 1
 
+    #: Whether ``refill`` looks for groups whose scores are the same to the last digit.
+    looks_for_equal_scores: bool = False
+
     @property
     def exact(self) -> bool:
         """Whether its log-probs are the trainer's own up to rounding, so that no second pass is needed for them."""

@@ -28,6 +28,7 @@ class GAE(AdvantageEstimator):
     """
 
     needs_critic = True
+    recenters = True
     reads_bootstrap = True
 
     def __init__(self, gamma: float = 1.0, lam: float = 0.95, whiten: bool = True) -> None:

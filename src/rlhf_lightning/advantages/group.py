@@ -18,6 +18,7 @@ class Group(AdvantageEstimator):
     """
 
     min_group_size = 2
+    invariant_to = frozenset({"shift", "scale"})
 
     def __init__(self, eps: float = 1e-6) -> None:
         self.eps = eps
@@ -36,6 +37,7 @@ class GroupCenter(AdvantageEstimator):
     """
 
     min_group_size = 2
+    invariant_to = frozenset({"shift"})
 
     def __call__(self, rewards: TokenRewards) -> Advantages:
         """Centers each group."""
@@ -47,6 +49,7 @@ class RLOO(AdvantageEstimator):
     """REINFORCE leave-one-out: ``A_i = R_i − mean of the others' R`` (Ahmadian et al. 2024, Eq. 8)."""
 
     min_group_size = 2
+    invariant_to = frozenset({"shift"})
 
     def __call__(self, rewards: TokenRewards) -> Advantages:
         """Takes the others' mean off."""

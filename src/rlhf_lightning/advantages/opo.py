@@ -17,6 +17,7 @@ class OPO(AdvantageEstimator):
     """
 
     min_group_size = 2
+    invariant_to = frozenset({"shift"})
 
     def __call__(self, rewards: TokenRewards) -> Advantages:
         """Takes the length-weighted mean off."""

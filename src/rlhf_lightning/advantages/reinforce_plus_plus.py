@@ -23,6 +23,8 @@ class ReinforcePlusPlus(AdvantageEstimator):
     response has its reward. The paper's clipped loss is ``policy_loss: clip``.
     """
 
+    invariant_to = frozenset({"rollout shift", "rollout scale"})
+
     def __call__(self, rewards: TokenRewards) -> Advantages:
         """Sums what is still to come, and whitens."""
         return _whitened(Advantages(discounted_returns(rewards.values, rewards.mask, gamma=1.0)), rewards)
@@ -37,6 +39,7 @@ class ReinforcePlusPlusBaseline(AdvantageEstimator):
     """
 
     min_group_size = 2
+    invariant_to = frozenset({"shift", "rollout scale"})
 
     def __call__(self, rewards: TokenRewards) -> Advantages:
         """Centers each group, and whitens."""

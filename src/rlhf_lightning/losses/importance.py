@@ -52,6 +52,7 @@ class Importance(PolicyLoss):
                 f"their weight of 1; got {low} and {high}"
             )
         self.loss = Clip() if loss is None else loss
+        self.needs_moved_policy = self.loss.needs_moved_policy
         self.level, self.mode, self.low, self.high = level, mode, low, high
 
     def mark(self, old: Tensor, advantages: Tensor, mask: Tensor, *, seed: int) -> Tensor | None:

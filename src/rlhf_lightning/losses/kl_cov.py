@@ -28,6 +28,8 @@ class KLCov(PolicyLoss):
         beta: Weight of the penalty, not negative.
     """
 
+    needs_moved_policy = True
+
     def __init__(self, share: float = 2e-3, beta: float = 1.0) -> None:
         if not 0 <= share <= 1:
             raise ConfigError(f"policy loss kl_cov: share must be in [0, 1], got {share}")

@@ -18,6 +18,7 @@ from rlhf_lightning.functional import AGGREGATION_MODES
 from rlhf_lightning.holdings import Forward, Holdings, Updates
 from rlhf_lightning.kl import KLTerm, KLTerms
 from rlhf_lightning.models.lora import LoRA
+from rlhf_lightning.modules import part_checks
 from rlhf_lightning.modules._exploring import ExploringModule
 from rlhf_lightning.modules.evaluation import greedy_rewards, proxy_of, samples_of
 from rlhf_lightning.modules.optim import StepGuard
@@ -144,10 +145,14 @@ class PolicyModule(ExploringModule):
         check_temperature(sampler)
         check_group_size(samples_per_prompt, [sampler, advantage, *reward_transforms])
         check_estimator(advantage, reward_transforms, kl_reward, has_critic=self.has_critic)
+        part_checks.check_steps(reward_transforms, advantage, kl_reward, group_size=samples_per_prompt)
+        part_checks.check_lengths(reward_transforms, max_new_tokens=sampler.params.max_new_tokens)
         check_choice(aggregation, AGGREGATION_MODES, "aggregation")
         check_choice(truncated, TRUNCATIONS, "truncated")
         self.truncation = TRUNCATIONS[truncated]
         check_bootstrap(advantage, wanted=self.truncation.go_on)
+        if not self.truncation.count:
+            part_checks.check_masked(reward_transforms, advantage)
         self.guard = StepGuard(max_nonfinite_in_a_row)
         self.measure_entropy, self.reference_source = measure_entropy, reference
         self.advantage, self.policy_loss = advantage, policy_loss
@@ -155,6 +160,7 @@ class PolicyModule(ExploringModule):
         self.scorer = combine(scorers, scorer_weights)
         self.transforms, self.extra_metrics = reward_transforms, metrics or []
         self.kl = KLTerms(kl_reward, kl_loss)
+        part_checks.warn_of_idle_parts(sampler, self.scorer, policy_loss, self.plan)
         self.logits_chunk, self.aggregation = logits_chunk, aggregation
 
     epoch_noun = "rollout"
@@ -187,6 +193,7 @@ class PolicyModule(ExploringModule):
         """
         self.scorer.bind(data.tasks)
         self.scorer.check()
+        part_checks.check_steps_are_scored(self.advantage, self.scorer)
         super().preflight(data)
         longest = max(len(prompt.tokens) for prompt in data.train_prompts(0, self.plan.prompts_per_rollout))
         longest_response = self.sampler.params.max_new_tokens + self.truncation.go_on

@@ -54,6 +54,7 @@ class DynamicSampler(Sampler):
         if self.sampler.refills:
             raise ConfigError("sampler dynamic: the sampler inside is dynamic itself; give it the one that draws")
         self.max_rounds, self.tolerance = max_rounds, tolerance
+        self.looks_for_equal_scores = tolerance == 0
         self.params = self.sampler.params
 
     @property

@@ -24,6 +24,8 @@ class FormatScorer(Scorer):
         ConfigError: If ``pattern`` is no regular expression.
     """
 
+    gives_steps = False
+
     def __init__(self, pattern: str, label: str = "format") -> None:
         self.name = label
         try:

@@ -57,6 +57,18 @@ class MixtureScorer(Scorer):
                     raise ConfigError(f"scorer {scorer.name}: {what} must be a finite number, got {value}")
 
     @property
+    def never_equal(self) -> bool:  # type: ignore[override]
+        """Whether one that counts says so."""
+        counted = zip(self.scorers, self.weights, strict=True)
+        return any(weight and getattr(scorer, "never_equal", False) for scorer, weight in counted)
+
+    @property
+    def gives_steps(self) -> bool | None:  # type: ignore[override]
+        """Whether one of them does; None where that is not known of all."""
+        known = [getattr(scorer, "gives_steps", None) for scorer in self.scorers]
+        return True if True in known else None if None in known else False
+
+    @property
     def failure_score(self) -> float:  # type: ignore[override]
         """The weighted sum of theirs."""
         own = (getattr(scorer, "failure_score", 0.0) for scorer in self.scorers)

@@ -46,6 +46,8 @@ class RemoteScorer(Scorer):
         ConfigError: If a value is out of range, the token is missing, or the url is not to be trusted with it.
     """
 
+    never_equal = True
+
     def __init__(
         self,
         url: str,
@@ -97,6 +99,7 @@ class RemoteScorer(Scorer):
             if not isinstance(health, dict) or not isinstance(health.get("model"), str):
                 raise RemoteError(f"{self.url}/health does not name a model (is a token missing?)")
             self._same_model(health["model"])
+            self.gives_steps = health.get("process")
             if self.aggregation in STEP_AGGREGATIONS[1:] and not health.get("process", True):
                 raise ConfigError(
                     f"aggregation: {self.aggregation!r} needs the scores of steps, but {self.url} serves an outcome "

@@ -46,6 +46,8 @@ class RewardModelScorer(Scorer):
         ConfigError: If the aggregation does not exist, or the token budget is not above 0.
     """
 
+    never_equal = True
+
     def __init__(
         self,
         path: str,
@@ -80,6 +82,11 @@ class RewardModelScorer(Scorer):
                 raise type(error)(f"scorer {self.name}: {error}") from error
             self._judge = judge
         return self._judge
+
+    @property
+    def gives_steps(self) -> bool:  # type: ignore[override]
+        """Whether it is a process model."""
+        return self.judge.process
 
     def bind_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Takes the policy's tokenizer: steps' scores are placed on its tokens."""

@@ -38,6 +38,8 @@ class VerifierScorer(IsolatedScorer):
         ConfigError: If a value is out of range.
     """
 
+    gives_steps = False
+
     def __init__(
         self,
         time_limit: float = 5.0,

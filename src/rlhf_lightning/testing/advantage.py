@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from rlhf_lightning.functional import last_true
 from rlhf_lightning.protocols import AdvantageEstimator
 from rlhf_lightning.testing.report import Check, require_same, require_shape, violated
-from rlhf_lightning.testing.values import token_rewards
+from rlhf_lightning.testing.values import changed_rewards, token_rewards
 from rlhf_lightning.types import StepScores, TokenRewards
 
 Make = Callable[[], AdvantageEstimator]
@@ -79,6 +80,22 @@ def equal_rewards(make: Make) -> None:
     require_shape("advantages of equal rewards", estimator(given).values, tuple(given.values.shape))
 
 
+def declared(make: Make) -> None:
+    """What ``invariant_to`` names changes no advantage."""
+    estimator = make()
+    if not isinstance(estimator, AdvantageEstimator):
+        return  # it says nothing
+    given = _groups(estimator)
+    last = given.values * last_true(given.mask)
+    alone = estimator(replace(given, values=last)).values
+    for change, changed in changed_rewards(last, given.group_size, estimator.invariant_to):
+        moved = estimator(replace(given, values=changed * last_true(given.mask))).values
+        same = torch.allclose(moved, alone, atol=1e-3)
+        violated(
+            not same, f"invariant_to names {change!r}, but a {change} of the responses' rewards changes advantages"
+        )
+
+
 CHECKS: Mapping[str, Check] = {
     "shape": shape,
     "mask respected": mask,
@@ -87,6 +104,7 @@ CHECKS: Mapping[str, Check] = {
     "input not edited": input_kept,
     "smallest group": smallest_group,
     "equal rewards": equal_rewards,
+    "declared": declared,
 }
 """The contract."""
 

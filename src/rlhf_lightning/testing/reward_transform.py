@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from copy import deepcopy
+from dataclasses import replace
 
-from rlhf_lightning.protocols import RewardTransform
+import torch
+
+from rlhf_lightning.protocols import CHANGES, RewardTransform
 from rlhf_lightning.testing.report import Check, require_same, require_shape, violated
-from rlhf_lightning.testing.values import rewards
+from rlhf_lightning.testing.values import changed_rewards, rewards
 from rlhf_lightning.types import Rewards
 
 Make = Callable[[], RewardTransform]
@@ -63,6 +66,35 @@ def named(make: Make) -> None:
     violated(not isinstance(name, str) or not name, f"name is {name!r}, expected a text")
 
 
+def declared(make: Make) -> None:
+    """What it says of itself, by which parts that undo each other are told, is true of random rewards."""
+    step = make()
+    if not isinstance(step, RewardTransform):
+        return  # it says nothing
+    given = rewards(4)
+    after = step(given).values
+    for change, changed in changed_rewards(given.values, 4, step.invariant_to):
+        same = torch.allclose(step(replace(given, values=changed)).values, after, atol=1e-3)
+        violated(not same, f"invariant_to names {change!r}, but a {change} changes what it gives")
+    violated(set(step.only) - set(CHANGES), f"only names {set(step.only) - set(CHANGES)}, expected some of {CHANGES}")
+    if step.only:
+        size = 4 if {"shift", "scale"} & step.only else len(after)
+        for before, made in zip(given.values.view(-1, size), after.view(-1, size), strict=True):
+            slope = (made[1] - made[0]) / (before[1] - before[0])
+            line = made[0] + slope * (before - before[0])
+            violated(
+                slope <= 0 or not torch.allclose(line, made, atol=1e-3), "only is given, but it does more than that"
+            )
+    low, high = step.bounds(4)
+    violated((after < low - 1e-4).any() or (after > high + 1e-4).any(), f"bounds are {low} and {high}, it gave {after}")
+    if step.idle_within is not None:
+        inside = replace(given, values=given.values.clamp(*step.idle_within))
+        require_same("idle_within: it changed rewards within", step(inside).values, inside.values)
+    short, whole = given.lengths <= step.acts_beyond, given.finished & step.only_cut_off
+    require_same("acts_beyond: it changed a shorter response's", after[short], given.values[short])
+    require_same("only_cut_off: it changed a finished response's", after[whole], given.values[whole])
+
+
 CHECKS: Mapping[str, Check] = {
     "shape": shape,
     "the rest is kept": rest_kept,
@@ -71,5 +103,6 @@ CHECKS: Mapping[str, Check] = {
     "group of one": group_of_one,
     "equal rewards": equal_rewards,
     "named": named,
+    "declared": declared,
 }
 """The contract."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import torch
 from torch import Tensor
 
@@ -52,6 +54,16 @@ def token_rewards(group_size: int, *, equal: bool = False) -> TokenRewards:
         prompt_baseline=normal(GROUPS, seed=10),
         steps=StepScores(steps, ends),
     )
+
+
+def changed_rewards(values: Tensor, group_size: int, changes: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+    """(B,) or (B, T) rewards after each of the :data:`CHANGES` named, by seeded numbers; other names change all."""
+    groups = len(values) // group_size
+    for change in sorted(changes):
+        numbers = normal(1 if change.startswith("rollout") else groups, seed=12).expand(groups)
+        each = numbers.repeat_interleave(group_size).view(-1, *[1] * (values.ndim - 1))
+        by = {"shift": values + each, "scale": values * (0.5 + each.abs())}
+        yield change, by.get(change.removeprefix("rollout "), normal(*values.shape, seed=13))
 
 
 def rewards(group_size: int, *, equal: bool = False) -> Rewards:

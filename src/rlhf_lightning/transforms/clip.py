@@ -16,7 +16,8 @@ class Clip(RewardTransform):
     """Limits each reward to ``[low, high]``.
 
     The paper clips raw rewards before it normalizes them and does not give the range; ±10 is OpenRLHF's default.
-    After :class:`~rlhf_lightning.transforms.group_normalize.GroupNormalize` a range this wide cuts nothing.
+    After :class:`~rlhf_lightning.transforms.group_normalize.GroupNormalize`, whose rewards are within
+    ``±√(samples_per_prompt − 1)``, a range this wide cuts nothing, and is refused.
 
     Args:
         low: Lower limit.
@@ -29,6 +30,11 @@ class Clip(RewardTransform):
         if not low < high:
             raise ConfigError(f"reward transform clip: low ({low}) must be below high ({high})")
         self.low, self.high = low, high
+        self.idle_within = (low, high)
+
+    def bounds(self, group_size: int) -> tuple[float, float]:
+        """Its limits."""
+        return self.low, self.high
 
     def __call__(self, rewards: Rewards) -> Rewards:
         """Clips; see :func:`rlhf_lightning.functional.clip_rewards`."""

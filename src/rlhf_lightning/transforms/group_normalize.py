@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from rlhf_lightning.functional import group_normalize
@@ -23,9 +24,14 @@ class GroupNormalize(RewardTransform):
     name = "group_normalize"
     min_group_size = 2
     compares = True
+    invariant_to = only = frozenset({"shift", "scale"})
 
     def __init__(self, eps: float = 1e-6) -> None:
         self.eps = eps
+
+    def bounds(self, group_size: int) -> tuple[float, float]:
+        """One of G rewards is at most ``√(G − 1)`` population deviations from their mean."""
+        return -math.sqrt(group_size - 1), math.sqrt(group_size - 1)
 
     def __call__(self, rewards: Rewards) -> Rewards:
         """Normalizes; see :func:`rlhf_lightning.functional.group_normalize`."""

@@ -28,6 +28,7 @@ class LengthPenalty(RewardTransform):
                 "must not be negative"
             )
         self.per_token, self.free_tokens = per_token, free_tokens
+        self.acts_beyond = free_tokens
 
     def __call__(self, rewards: Rewards) -> Rewards:
         """Takes the penalty off."""
@@ -44,6 +45,7 @@ class MissingEosPenalty(RewardTransform):
     """
 
     name = "missing_eos_penalty"
+    only_cut_off = True
 
     def __init__(self, penalty: float = 1.0) -> None:
         if penalty < 0:

@@ -31,6 +31,7 @@ class SoftOverlong(RewardTransform):
         if penalty < 0:
             raise ConfigError(f"reward transform soft_overlong: penalty must not be negative, got {penalty}")
         self.max_length, self.buffer, self.penalty = max_length, buffer, penalty
+        self.acts_beyond = max_length - buffer
 
     def __call__(self, rewards: Rewards) -> Rewards:
         """Adds the punishment; see :func:`rlhf_lightning.functional.soft_overlong`."""

@@ -25,6 +25,9 @@ class Whiten(RewardTransform):
 
     def __init__(self, shift_mean: bool = True) -> None:
         self.shift_mean = shift_mean
+        # with the mean put back, a shift passes through, and a change of scale changes that mean
+        self.invariant_to = frozenset({"rollout shift", "rollout scale"} if shift_mean else ())
+        self.only = frozenset({"rollout shift", "rollout scale"})
 
     def __call__(self, rewards: Rewards) -> Rewards:
         """Whitens; see :func:`rlhf_lightning.functional.masked_whiten`."""

@@ -1,0 +1,141 @@
+"""Parts that undo each other: told from what each of them declares, before anything is loaded.
+
+What is refused does nothing at all; what is weakened is warned of. Nothing here knows a part by its name: a part of
+another package takes part by the attributes of its contract (:mod:`rlhf_lightning.protocols`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.modules.plan import BatchPlan
+from rlhf_lightning.protocols import CHANGES, AdvantageEstimator, PolicyLoss, RewardTransform, Sampler, Scorer
+
+_log = logging.getLogger(__name__)
+
+Stage = RewardTransform | AdvantageEstimator
+
+
+def check_steps(
+    transforms: Sequence[RewardTransform], advantage: AdvantageEstimator, kl_reward: object | None, *, group_size: int
+) -> None:
+    """Refuses a reward transform that a later part takes back, and warns of one that is weakened.
+
+    Raises:
+        ConfigError: Naming both, and what to do.
+    """
+    stages: list[Stage] = [*transforms, advantage]
+    for step, following in zip(transforms, stages[1:], strict=True):
+        unseen = _unseen(following)
+        if kl_reward is not None and following is advantage:
+            unseen -= {"scale", "rollout scale"}  # the reward's scale is that by which the KL penalty weighs
+        if step.only and step.only <= unseen:
+            raise ConfigError(
+                f"reward_transforms: {step.name} does nothing before {_name(following)}, which gives the same without "
+                "it: leave it out"
+            )
+        low, high = step.bounds(group_size)
+        idle = following.idle_within if isinstance(following, RewardTransform) else None
+        if idle is not None and idle[0] <= low and high <= idle[1]:
+            raise ConfigError(
+                f"reward_transforms: {_name(following)} does nothing after {step.name}, whose rewards are within "
+                f"{low:.3g} and {high:.3g} for {group_size} samples a prompt: put it before, or narrow it"
+            )
+    for place, step in enumerate(transforms):
+        if step.unbalances:
+            _check_balance(step, [*transforms[place + 1 :], advantage])
+
+
+def check_lengths(transforms: Sequence[RewardTransform], *, max_new_tokens: int) -> None:
+    """Refuses a penalty on lengths that no response can have.
+
+    Raises:
+        ConfigError: Naming it, and both lengths.
+    """
+    for step in transforms:
+        if step.acts_beyond >= max_new_tokens:
+            raise ConfigError(
+                f"reward_transforms: {step.name} begins beyond {step.acts_beyond} tokens, but the sampler's "
+                f"max_new_tokens is {max_new_tokens}, so it does nothing: lower its limit, or leave it out"
+            )
+
+
+def check_masked(transforms: Sequence[RewardTransform], advantage: AdvantageEstimator) -> None:
+    """For runs whose cut-off responses count in no loss: what acts on them alone acts through other responses at most.
+
+    Raises:
+        ConfigError: If nothing compares responses either.
+    """
+    compares = (
+        bool(advantage.invariant_to)
+        or advantage.recenters
+        or advantage.needs_prompt_baseline
+        or any(step.compares for step in transforms)
+    )
+    for step in transforms:
+        if step.only_cut_off:
+            said = (
+                f"reward_transforms: {step.name} acts on responses that were cut off, which truncated: mask leaves out"
+            )
+            if not compares:
+                raise ConfigError(f"{said} of the loss, so it does nothing: take truncated: keep, or leave it out")
+            _log.warning("%s of the loss: it only moves what the other responses are compared with", said)
+
+
+def warn_of_idle_parts(sampler: Sampler, scorer: Scorer, loss: PolicyLoss, plan: BatchPlan) -> None:
+    """Warns of parts that, beside these others, have nothing to do."""
+    if sampler.looks_for_equal_scores and scorer.never_equal:
+        _log.warning(
+            "sampler %s replaces groups whose scores are all the same, which these scorers hardly ever give: set its "
+            "tolerance above 0, in the unit of the scores, or it does nothing",
+            type(sampler).__name__,
+        )
+    if loss.needs_moved_policy and plan.steps_per_rollout == 1:
+        _log.warning(
+            "policy_loss %s holds back what the policy has moved since the rollout, and with one update a rollout it "
+            "has not: give updates_per_rollout or epochs_per_rollout above 1",
+            type(loss).__name__,
+        )
+    if sampler.params.top_k == 1:
+        _log.warning(
+            "sampler %s: top_k is 1, so all samples of a prompt are the greedy response", type(sampler).__name__
+        )
+
+
+def check_steps_are_scored(advantage: AdvantageEstimator, scorer: Scorer) -> None:
+    """Refuses an estimator of step scores without a scorer that gives them.
+
+    Raises:
+        ConfigError: If all scorers say that they give none.
+    """
+    if not advantage.reads_rewards and scorer.gives_steps is False:
+        raise ConfigError(
+            f"advantage {_name(advantage)} reads the scores of steps, and none of the scorers gives step scores: take "
+            "scorer reward_model (or remote) with a model trained with supervision: process"
+        )
+
+
+def _check_balance(step: RewardTransform, later: Sequence[Stage]) -> None:
+    for part in later:
+        said = (
+            f"reward_transforms: {step.name} makes a group's bad responses weigh less than its good ones, and "
+            f"{_name(part)} after it"
+        )
+        instead = "take advantage: reinforce, with the step after all normalization (the paper's), or leave it out"
+        if "shift" in _unseen(part):
+            raise ConfigError(f"{said} takes each group's mean off again, which undoes that: {instead}")
+        if "rollout shift" in _unseen(part) or part.recenters:
+            _log.warning(
+                "%s takes the mean off again (the rollout's, or a learnt one), which weakens that: %s", said, instead
+            )
+
+
+def _unseen(part: Stage) -> frozenset[str]:
+    """What may be done to a part's input without a difference: what holds of each group holds of all alike."""
+    return part.invariant_to | {f"rollout {change}" for change in part.invariant_to if f"rollout {change}" in CHANGES}
+
+
+def _name(part: Stage) -> str:
+    return part.name if isinstance(part, RewardTransform) else f"advantage {type(part).__name__}"
