@@ -14,7 +14,7 @@ import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rlhf_lightning import protocols
 from rlhf_lightning.errors import ConfigError, DuplicatePluginError, PluginImportError, UnknownPluginError
@@ -114,9 +114,28 @@ def plugins(kind: str) -> dict[str, PluginInfo]:
     return dict(sorted(found.items()))
 
 
+def defaults_of(cls: type) -> dict[str, Any]:
+    """What arguments stand for that are None: the ``config_defaults`` of a class and of those it inherits from.
+
+    A class whose constructor makes a part where none is given declares it so, by argument: a class, a partial of one, a
+    list of them, or plain values. Configurations are saved with them written out. ``kl_loss.estimator`` is an argument
+    of what is given for ``kl_loss``, where something is.
+    """
+    declared = (vars(parent).get("config_defaults", {}) for parent in reversed(cls.__mro__))
+    return {name: value for own in declared for name, value in own.items()}
+
+
+def filled(cls: type, **given: Any) -> dict[str, Any]:
+    """What was given to a constructor, with a new part of :func:`defaults_of` in the place of None or an empty list."""
+    parts = {name: defaults_of(cls)[name] for name, value in given.items() if value is None or value == []}
+    made = {name: [each() for each in part] if isinstance(part, list) else part() for name, part in parts.items()}
+    return given | made
+
+
 def nearest(word: str, choices: object) -> str | None:
     """The choice most like ``word``, or None when nothing is near."""
-    matches = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)  # type: ignore[call-overload]
+    same = [choice for choice in choices if choice.casefold() == word.casefold()]  # type: ignore[attr-defined]
+    matches = same or difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)  # type: ignore[call-overload]
     return matches[0] if matches else None
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,10 @@ from typing import Any
 from jsonargparse import get_loader
 from lightning.pytorch import Trainer
 
-from rlhf_lightning.cli.document import Document, Key, plain, read
+from rlhf_lightning.cli.document import Document, Key, appends, bare, merge, plain, read
 from rlhf_lightning.cli.expand import SHORT_NAMES, Expander, kind_of
 from rlhf_lightning.cli.options import CONFIG, SWITCHES, Option, split_options
-from rlhf_lightning.cli.signatures import check_arguments, classes_in, import_class, signature
+from rlhf_lightning.cli.signatures import check_arguments, classes_in, import_class, made_of, returned, signature
 from rlhf_lightning.configfiles import find_config, shipped_configs
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.registry import nearest
@@ -31,14 +31,13 @@ class Prepared:
 
     Attributes:
         subcommand: ``fit``, ``validate``, ``test`` or ``predict``.
-        document: All configuration files merged, with everything expanded and the command line's values on top.
-        config: What to hand the parser as its one configuration file.
-        arguments: What remains of the command line, expanded.
+        document: All configuration files merged, with everything expanded and the command line's values on top: what
+            to hand the parser as its one configuration file.
+        arguments: What remains of the command line: requests for help, or to print.
     """
 
     subcommand: str
     document: Document
-    config: dict[str, Any]
     arguments: list[str] = field(default_factory=list)
 
     def given(self, *key: str) -> bool:
@@ -61,16 +60,22 @@ def prepare(argv: Sequence[str]) -> Prepared:
     document = read(files)
     _refuse_job(document)
     keys = top_keys(subcommand)
-    expander = Expander(document)
-    for key in list(document.values):
+    for key in document.values:
         _check_top(document.where((key,)), key, keys)
-        document.values[key] = expander.top(key, document.values[key])
     _check_members(document)
-    config = _with_run_name(document.values, _stem(document, files) or subcommand)
+    _expand(document, fills=False)
+    document.values = _with_run_name(document.values, _stem(document, files) or subcommand)
     overrides = [option for option in options if option.name not in CONFIG]
     arguments = [word for option in overrides for word in _Override(document, keys).apply(option)]
     _require_model(document, rest)
-    return Prepared(subcommand, document, config, arguments)
+    _expand(document, fills=True)
+    return Prepared(subcommand, document, arguments)
+
+
+def _expand(document: Document, *, fills: bool) -> None:
+    """Short forms in full; and, once nothing is laid over it any more, what is left out with its default."""
+    expander = Expander(document, fills)
+    document.values = {key: expander.top(key, value) for key, value in document.values.items()}
 
 
 def top_keys(subcommand: str) -> list[str]:
@@ -80,13 +85,13 @@ def top_keys(subcommand: str) -> list[str]:
 
 
 class _Override:
-    """Checks one command-line option against the document, expands it, and notes it there."""
+    """Checks one command-line option against the document, expands it, and lays it over."""
 
     def __init__(self, document: Document, keys: list[str]) -> None:
-        self.document, self.keys, self.expander = document, keys, Expander(document)
+        self.document, self.keys, self.expander = document, keys, Expander(document, fills=False)
 
     def apply(self, option: Option) -> list[str]:
-        """The words to hand to the parser in the option's place."""
+        """The words to hand to the parser in the option's place: of those that set nothing."""
         if not option.name.startswith("--"):
             if option.name in ("-h",):
                 return list(option.words)
@@ -95,64 +100,91 @@ class _Override:
             return list(option.words)
         key = plain(option.key)
         _check_top("command line: ", key[0], self.keys, prefix="--")
+        if option.value is None:
+            raise ConfigError(f"command line: {option.name} needs a value")
         for below in [known for known in self.document.sources if known[: len(key)] == key]:
             del self.document.sources[below]
         self.document.sources[key] = "command line"
-        return self._module(option, key) if key[:1] in SHORT_NAMES else self._other(option, key)
+        self._module(option, option.value, key) if key[:1] in SHORT_NAMES else self._other(option, option.value, key)
+        return []
 
-    def _other(self, option: Option, key: Key) -> list[str]:
+    def _other(self, option: Option, text: str, key: Key) -> None:
         members = {"trainer": list(signature(Trainer).hints), "run": list(RUN_KEYS)}.get(key[0])
         if members is not None and len(key) > 1:
             _check_member("command line: --", key[:2], members)
-        if key in SHORT_NAMES and option.value is not None:
-            value = self.expander.part(get_loader("yaml")(option.value), key)
-            return [f"{option.name}={json.dumps(value)}"]
-        return list(option.words)
+        if key in SHORT_NAMES:
+            self._set(option, self.expander.part(_loaded(text), key))
+        elif members is not None and len(key) == 1:
+            self.document.values[key[0]] = merge(self.document.values.get(key[0]), _loaded(text))
+            _check_members(self.document)
+        else:
+            self._set(option, _loaded(text) if text.lstrip()[:1] in ("{", "[") else text)
 
-    def _module(self, option: Option, key: Key) -> list[str]:
-        if option.value is None:
-            return list(option.words)
+    def _module(self, option: Option, text: str, key: Key) -> None:
         if len(key) == 1 or key[1:] == ("class_path",):
-            path = self.expander.full_name(option.value, key[:1])
-            self._put_module(key[0], path)
-            return option.valued(path)
-        holder, hint = self._walk(key[:-1])
+            return self._set_class(key[0], self.expander.full_name(text, key[:1]))
+        path = _path(option.key)
+        holder, hint = self._walk(path[:-1])
         cls = _class_of(holder, hint)
         names_class = key[-1] == "class_path" or (key[-1] == "name" and "name" not in _arguments_of(cls))
         if len(key) > 2 and names_class:
-            return self._plugin(option, key[:-1], hint, ".".join(option.key[:-1]))
-        return self._plugin(option, key, self._walk(key)[1], option.name.removeprefix("--"))
+            return self._set(option, self.expander.value(text, hint, key[:-1]), above=1)
+        given, hint = self._walk(path)
+        parts = (kind_of(hint, key[-1]), returned(hint), made_of(hint))
+        is_plain = not any(parts) and not (hint is not None and text.lstrip().startswith("{"))
+        value = text if is_plain else _loaded(text)
+        if isinstance(value, dict) and isinstance(given, dict) and "class_path" in given:
+            value = merge(given, value)
+        return self._set(option, value if is_plain else self.expander.value(value, hint, key))
 
-    def _walk(self, key: Key) -> tuple[Any, Any]:
+    def _walk(self, path: Key) -> tuple[Any, Any]:
         """The value at a key below a module and its type hint; None where the class is not known yet."""
-        holder, hint = self.document.values.get(key[0]), None
-        for depth, name in enumerate(key[1:], start=1):
+        holder, hint = self.document.values.get(path[0]), None
+        for depth, name in enumerate(path[1:], start=1):
+            if isinstance(holder, list) and name.isdigit():
+                holder = holder[int(name) : int(name) + 1]
+                continue
             cls = _class_of(holder, hint)
             if cls is None:
                 return None, None
-            check_arguments(cls, [name], f"command line: --{'.'.join(key[: depth + 1])}: ")
-            holder, hint = _argument(holder, name), signature(cls).hints.get(name)
+            check_arguments(cls, [name], f"command line: --{'.'.join(path[: depth + 1])}: ")
+            given = _argument(holder, name)
+            holder = signature(cls).chosen.get(name) if given is None else given
+            hint = signature(cls).hints.get(name)
         return holder, hint
 
-    def _plugin(self, option: Option, key: Key, hint: Any, name: str) -> list[str]:
-        """An option whose value may be a plug-in in short form, or arguments with plug-ins among them."""
-        if kind_of(hint, key[-1]) is None and not _may_hold_plugins(option.value, hint):
-            return list(option.words)
-        value = self.expander.value(get_loader("yaml")(option.value or ""), hint, key)
-        if not option.name.endswith("+"):
-            _set(self.document.values, key, value)
-        text = value if isinstance(value, str) else json.dumps(value)
-        return [f"--{name}={text}"]
+    def _set(self, option: Option, value: Any, above: int = 0) -> None:
+        """Puts the value where the option says, ``above`` so many levels higher; of a list, into the last of it."""
+        path = _path(option.key)[: len(_path(option.key)) - above]
+        values: Any = self.document.values
+        for name in path[:-1]:
+            if isinstance(values, list) and name.isdigit():
+                values = values[int(name)] if int(name) < len(values) else None
+            else:
+                holder = _arguments(values[-1] if isinstance(values, list) else values)
+                if holder.get(name) is None:
+                    holder[name] = deepcopy(_default(values, name))
+                values = holder[name]
+            if not isinstance(values, dict | list) or values == []:
+                raise ConfigError(f"command line: {option.name}: {name} is {values!r}, which has no {path[-1]!r}")
+        name = f"{path[-1]}+" if option.name.endswith("+") else path[-1]
+        holder = _arguments(values[-1] if isinstance(values, list) else values)
+        before = {path[-1]: holder.pop(path[-1], None)} if appends(name) and path[-1] in holder else {}
+        holder |= merge(before, {name: value}) if appends(name) else {name: value}
 
-    def _put_module(self, key: str, path: str) -> None:
+    def _set_class(self, key: str, path: str) -> None:
+        """Another class keeps the arguments that it takes as well."""
         old = self.document.values.get(key)
-        if not isinstance(old, dict) or old.get("class_path") != path:
-            self.document.values[key] = {"class_path": path}
+        if isinstance(old, dict) and old.get("class_path") == path:
+            return
+        known = signature(import_class(path, f"command line: --{key}: "))
+        given = (old.get("init_args") or {}) if isinstance(old, dict) else {}
+        kept = {name: value for name, value in given.items() if name in known.hints}
+        self.document.values[key] = {"class_path": path, "init_args": kept}
 
 
-def _may_hold_plugins(text: str | None, hint: Any) -> bool:
-    """Whether an option's text is a mapping for an argument whose type is known."""
-    return hint is not None and text is not None and text.lstrip().startswith("{")
+def _loaded(text: str) -> Any:
+    return get_loader("yaml")(text)
 
 
 def _class_of(holder: Any, hint: Any) -> type | None:
@@ -173,19 +205,23 @@ def _argument(holder: Any, name: str) -> Any:
     return _arguments(holder).get(name) if isinstance(holder, dict) else None
 
 
-def _set(values: dict[str, Any], key: Key, value: Any) -> None:
-    """Notes a value at a key, so that later options are checked against it."""
-    holder = values[key[0]]
-    for name in key[1:-1]:
-        holder = holder[-1] if isinstance(holder, list) else holder
-        holder = _arguments(holder).setdefault(name, {})
-    _arguments(holder[-1] if isinstance(holder, list) else holder)[key[-1]] = value
-
-
 def _arguments(holder: dict[str, Any]) -> dict[str, Any]:
     """Where a class's arguments stand: under init_args, or in the mapping itself when the class goes without saying."""
-    arguments: dict[str, Any] = holder.setdefault("init_args", {}) if "class_path" in holder else holder
+    if "class_path" not in holder:
+        return holder
+    holder["init_args"] = arguments = holder.get("init_args") or {}
     return arguments
+
+
+def _default(holder: Any, name: str) -> Any:
+    """What an argument stands for that is left out, for others to be laid over it."""
+    cls = _class_of(holder, None)
+    return signature(cls).chosen.get(name, {}) if cls is not None else {}
+
+
+def _path(key: Key) -> Key:
+    """A key without its ``init_args`` levels; as :func:`plain`, but positions in lists count."""
+    return tuple(part for part in key if part not in ("init_args", "dict_kwargs"))
 
 
 def _check_top(where: str, key: str, keys: list[str], prefix: str = "") -> None:
@@ -201,6 +237,7 @@ def _check_members(document: Document) -> None:
         if not isinstance(values, dict):
             raise ConfigError(f"{document.where((top,))}must be a mapping, got {values!r}")
         for name in values:
+            name = bare(name)
             _check_member(document.where((top, name)).removesuffix(f"{top}.{name}: "), (top, name), members)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,8 +39,8 @@ class Document:
 
 
 def plain(key: Iterable[str]) -> Key:
-    """A key as one says it: without ``init_args`` and positions in lists."""
-    return tuple(part for part in key if part not in _WRAPPERS and not part.isdigit())
+    """A key as one says it: without ``init_args``, positions in lists, and the ``+`` that appends."""
+    return tuple(bare(part) for part in key if part not in _WRAPPERS and not part.isdigit())
 
 
 def read(files: Sequence[Path]) -> Document:
@@ -59,12 +59,55 @@ def read(files: Sequence[Path]) -> Document:
 
 
 def merge(base: Any, over: Any) -> Any:
-    """Lays ``over`` on ``base``: mappings key by key, unless they name another class; all else is replaced."""
+    """Lays ``over`` on ``base``: mappings key by key, unless they name another class; all else is replaced.
+
+    ``callbacks+`` appends to ``callbacks``; where there is none yet, it stays, for a default to append to.
+    """
     if isinstance(base, str) and isinstance(over, dict) and not any(k in over for k in _CLASS):
         base = {"name": base}
     if not isinstance(base, dict) or not isinstance(over, dict) or _other_class(base, over):
         return deepcopy(over)
-    return base | {key: merge(base[key], value) if key in base else deepcopy(value) for key, value in over.items()}
+    if "class_path" in base and not {*_CLASS, *_WRAPPERS} & {*over}:
+        over = {"init_args": over}
+    merged = dict(base)
+    for key in sorted(over, key=appends):
+        value, name = over[key], bare(key)
+        if not appends(key):
+            merged.pop(f"{key}+", None)
+            merged[key] = merge(merged[key], value) if key in merged else deepcopy(value)
+        else:
+            onto = name if name in merged and key not in merged else key
+            merged[onto] = [*as_list(merged.get(onto)), *as_list(deepcopy(value))]
+    return merged
+
+
+def appends(key: Any) -> bool:
+    """Whether a key's value is to be appended to the list that is there: ``callbacks+``."""
+    return isinstance(key, str) and key.endswith("+") and key[:-1].isidentifier()
+
+
+def bare(key: Any) -> Any:
+    """A key without the ``+`` that appends."""
+    return key[:-1] if appends(key) else key
+
+
+def appended(values: dict[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with each ``callbacks+`` behind what ``callbacks`` holds, or the default where it holds nothing.
+
+    Args:
+        values: Keys and values of one mapping.
+        defaults: What a key stands for that is left out, or null.
+    """
+    found = {key: value for key, value in values.items() if not appends(key)}
+    for name in map(bare, filter(appends, values)):
+        before = found[name] if found.get(name) is not None else deepcopy(defaults.get(name))
+        found[name] = [*as_list(before), *as_list(values[f"{name}+"])]
+    return found
+
+
+def as_list(value: Any) -> list[Any]:
+    """None as an empty list, a single value as a list of it."""
+    return [] if value is None else list(value) if isinstance(value, list) else [value]
 
 
 def _other_class(base: dict[str, Any], over: dict[str, Any]) -> bool:

@@ -7,20 +7,32 @@ Which kind of plug-in an argument wants is told by its type hint, and by its nam
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import pkgutil
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
-from inspect import isabstract
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, get_args
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.loggers import Logger
 
 from rlhf_lightning import registry
-from rlhf_lightning.cli.document import Document, Key
-from rlhf_lightning.cli.signatures import check_arguments, classes_in, import_class, signature
+from rlhf_lightning.cli.document import Document, Key, appended, bare, merge
+from rlhf_lightning.cli.signatures import (
+    alternatives,
+    check_arguments,
+    classes_in,
+    forms,
+    import_class,
+    is_table,
+    item_of,
+    made_of,
+    path_of,
+    returned,
+    signature,
+)
 from rlhf_lightning.errors import ConfigError, DuplicatePluginError, PluginImportError, UnknownPluginError
 from rlhf_lightning.models.run_policy import is_run
 
@@ -63,10 +75,11 @@ class Expander:
 
     Args:
         document: Tells the sources of keys.
+        fills: Whether arguments that are left out, or null, get what their class puts there.
     """
 
-    def __init__(self, document: Document) -> None:
-        self.document = document
+    def __init__(self, document: Document, fills: bool = True) -> None:
+        self.document, self.fills = document, fills
 
     def top(self, key: str, value: Any) -> Any:
         """Expands a top-level value: a module or datamodule class, or the trainer's arguments."""
@@ -76,7 +89,7 @@ class Expander:
             return value
         return {
             name: self.part(item, (key, name)) if (key, name) in SHORT_NAMES else self.value(item, None, (key, name))
-            for name, item in value.items()
+            for name, item in appended(value, {}).items()
         }
 
     def part(self, value: Any, key: Key) -> Any:
@@ -112,14 +125,28 @@ class Expander:
             hint: The argument's type hint, None when unknown.
             key: The argument's full key.
         """
-        kind = kind_of(hint, key[-1])
+        if value is None:
+            return None
+        kind, (single, several) = kind_of(hint, key[-1]), forms(hint)
+        if isinstance(value, list) and not several and (kind is not None or made_of(hint) is not None):
+            wanted = f"one {kind}" if kind else f"a mapping of {made_of(hint).__name__}'s arguments"
+            raise ConfigError(f"{self.where(key)}expected {wanted}, not a list, got {value!r}")
+        if kind is not None and several and not single and not isinstance(value, list):
+            value = [value]
         if isinstance(value, list):
-            return [self.value(item, hint, key) for item in value]
-        if kind is not None and _is_table(hint) and isinstance(value, dict):
+            return [self.value(item, item_of(hint), key) for item in value]
+        if kind is not None and is_table(hint) and isinstance(value, dict):
             return {name: self.plugin(item, kind, key) for name, item in value.items()}
-        if kind is not None and value is not None:
+        if kind is not None:
             return self.plugin(value, kind, key)
-        return self._tree(value, hint, key) if isinstance(value, dict) else value
+        if (made := returned(hint)) is not None:
+            return self._factory(value, made, key)
+        if isinstance(value, dict):
+            return self._tree(value, hint, key)
+        if (cls := made_of(hint)) is not None and str(value).rpartition(".")[2] != cls.__name__:
+            sentence = f"expected a mapping of {cls.__name__}'s arguments, got {value!r}. For example: {example(cls)}"
+            raise ConfigError(f"{self.where(key)}{sentence}. Valid: {', '.join(signature(cls).hints)}")
+        return value
 
     def plugin(self, value: Any, kind: str, key: Key) -> Any:
         """Expands one plug-in, in any of its forms."""
@@ -134,7 +161,8 @@ class Expander:
             path = self.plugin_path(kind, str(value["name"]), key)
             return self.object({"class_path": path, "init_args": arguments}, key)
         raise ConfigError(
-            f"{self.where(key)}expected a {kind}: a name, {{name: …}} or {{class_path: …}}, got {value!r}"
+            f"{self.where(key)}expected a {kind}: a name, {{name: …}} or {{class_path: …}}, got {value!r}. "
+            f"For example: {plugin_example(kind)}"
         )
 
     def plugin_path(self, kind: str, name: str, key: Key) -> str:
@@ -157,16 +185,33 @@ class Expander:
         stray = [k for k in value if k not in ("class_path", "init_args", "dict_kwargs")]
         if stray:
             raise ConfigError(f"{self.where((*key, stray[0]))}arguments of {cls.__name__} belong under init_args")
-        return value | ({"init_args": self.arguments(cls, arguments, key)} if arguments else {})
+        arguments = self.arguments(cls, arguments, key)
+        return value | ({"init_args": arguments} if arguments else {})
 
     def arguments(self, cls: type, values: Any, key: Key) -> dict[str, Any]:
         """Checks and expands a class's arguments."""
         if not isinstance(values, dict):
             raise ConfigError(f"{self.where(key)}the arguments of {cls.__name__} must be a mapping, got {values!r}")
         for name in values:
-            check_arguments(cls, [name], self.where((*key, name)))
-        hints = signature(cls).hints
-        return {name: self.value(value, hints.get(name), (*key, name)) for name, value in values.items()}
+            check_arguments(cls, [bare(name)], self.where((*key, name)))
+        known = signature(cls)
+        given = self._filled(appended(values, known.chosen), known.chosen)
+        return {name: self.value(value, known.hints.get(name), (*key, name)) for name, value in given.items()}
+
+    def _filled(self, given: dict[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments with their defaults written out; ``{lr: 1e-5}`` changes what the default has."""
+        for name, default in chosen.items():
+            holder, _, below = name.partition(".")
+            value = given.get(holder)
+            if below and isinstance(value, dict) and self.fills:
+                own = value.get("init_args") or {} if "class_path" in value else value
+                own = own | ({below: default} if own.get(below) is None else {})
+                given[holder] = value | {"init_args": own} if "class_path" in value else own
+            elif not below and self.fills and (value is None or value == []):
+                given[holder] = default
+            elif isinstance(value, dict) and isinstance(default, dict) and not {"class_path", "name"} & set(value):
+                given[holder] = merge(default, value if "init_args" in value else {"init_args": value})
+        return given
 
     def where(self, key: Key) -> str:
         """Start of a message about a key."""
@@ -178,10 +223,26 @@ class Expander:
             return {"class_path": self.plugin_path(kind, PATH_FORMS[kind](value), key), "init_args": arguments}
         return self.object({"class_path": self.plugin_path(kind, value, key)}, key)
 
+    def _factory(self, value: Any, made: type, key: Key) -> Any:
+        """A class of which others are made later, such as an optimizer, by name or path, with its arguments."""
+        given = {"class_path": value} if isinstance(value, str) else value
+        if isinstance(given, dict) and "name" in given:
+            rest = {name: item for name, item in given.items() if name != "name"}
+            given = {"class_path": given["name"], "init_args": rest.pop("init_args", {}) | rest}
+        known = {cls.__name__: path_of(cls) for cls in _subclasses(made)}
+        if not isinstance(given, dict) or not isinstance(path := given.get("class_path"), str):
+            listed = ", ".join(sorted(name for name in known if not name.startswith("_")))
+            sentence = f"expected a class and its arguments, such as {{name: …, lr: 1e-6}}, got {value!r}"
+            raise ConfigError(f"{self.where(key)}{sentence}. Known: {listed}")
+        if "." not in path and path not in known:
+            near = registry.did_you_mean(path, known)
+            raise ConfigError(f"{self.where(key)}no {made.__name__.lower()} is called {path!r}.{near}")
+        return self.object(given | {"class_path": known.get(path, path)}, key)
+
     def _tree(self, value: dict[str, Any], hint: Any, key: Key) -> dict[str, Any]:
         if isinstance(value.get("class_path"), str):
             return self.object(value, key)
-        if _is_table(hint):
+        if is_table(hint):
             return value
         own = [c for c in classes_in(hint) if c.__module__ != "builtins"]
         if len(own) == 1:
@@ -197,13 +258,28 @@ def kind_of(hint: Any, name: str) -> str | None:
     return next((kind for kind, base in registry.KINDS.items() if any(issubclass(c, base) for c in classes)), None)
 
 
-def path_of(cls: type) -> str:
-    """Full class path."""
-    return f"{cls.__module__}.{cls.__qualname__}"
+def example(cls: type) -> str:
+    """Arguments of a class as one may write them: those that have a value by default, or of one by its path."""
+    defaults = inspect.signature(cls).parameters
+    given = {name: p.default for name, p in defaults.items() if isinstance(p.default, str | int | float)}
+    literals = {name: get_args(part) for name, h in signature(cls).hints.items() for part in alternatives(h)}
+    given |= {name: values[-1] for name, values in literals.items() if values and isinstance(values[0], str)}
+    parts = {name: value for name, value in signature(cls).chosen.items() if isinstance(value, dict)}
+    shown = [f"{name}: {value}" for name, value in list(given.items())[:2]]
+    kinds = {name: str(kind_of(signature(cls).hints[name], name)) for name in parts}
+    shown += [f"{name}: {plugin_example(kinds[name], value['class_path'])}" for name, value in parts.items()]
+    return f"{{{', '.join(shown)}}}"
 
 
-def _is_table(hint: Any) -> bool:
-    return any(dict in (part, get_origin(part)) for part in (hint, *get_args(hint)))
+def plugin_example(kind: str, path: str = "") -> str:
+    """A plug-in of a kind as one may write it, with an argument: the one with that class path, else the first."""
+    known = registry.plugins(kind)
+    if not known:
+        return "{class_path: my_package.MyClass}"
+    name = next((name for name, info in known.items() if info.target == path), next(iter(known)))
+    arguments = inspect.signature(registry.resolve(kind, name)).parameters.values()
+    simple = [f"{p.name}: {p.default}" for p in arguments if isinstance(p.default, str | int | float)]
+    return f"{{{', '.join([f'name: {name}', *simple[:1]])}}}"
 
 
 def shipped_classes(package: str, base: type) -> dict[str, str]:
@@ -213,7 +289,7 @@ def shipped_classes(package: str, base: type) -> dict[str, str]:
     folder = importlib.import_module(package)
     modules = [importlib.import_module(f"{package}.{m.name}") for m in pkgutil.iter_modules(folder.__path__)]
     classes = [value for module in modules for value in vars(module).values() if isinstance(value, type)]
-    own = [c for c in classes if issubclass(c, base) and c.__module__.startswith(package) and not isabstract(c)]
+    own = [c for c in classes if issubclass(c, base) and c.__module__.startswith(package) and not inspect.isabstract(c)]
     return {c.__name__: path_of(c) for c in own if not c.__module__.rpartition(".")[2].startswith("_")}
 
 

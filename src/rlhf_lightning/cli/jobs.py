@@ -143,6 +143,7 @@ def _lay(document: Document, option: Option, cls: type) -> None:
     if not option.name.startswith("--"):
         raise ConfigError(f"unexpected argument {option.name!r}: options are --key=value or --key value")
     key = option.key
+    laid = (*key[:-1], f"{key[-1]}+") if option.name.endswith("+") else key
     check_arguments(cls, key[:1], f"command line: --{key[0]}: ")
     if option.value is None:
         raise ConfigError(f"command line: {option.name} needs a value")
@@ -150,7 +151,7 @@ def _lay(document: Document, option: Option, cls: type) -> None:
     for below in [known for known in document.sources if known[: len(key)] == plain(key)]:
         del document.sources[below]
     document.sources[plain(key)] = "command line"
-    document.values = merge(document.values, _nested(document.values, key, _value(option.value, hint)))
+    document.values = merge(document.values, _nested(document.values, laid, _value(option.value, hint)))
 
 
 def _nested(values: Any, key: Key, value: Any) -> Any:

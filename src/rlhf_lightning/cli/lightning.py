@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from rlhf_lightning import __version__
 from rlhf_lightning.cli.arguments import Prepared, prepare
+from rlhf_lightning.cli.document import as_list
 from rlhf_lightning.cli.messages import explain, first_cause
 from rlhf_lightning.cli.runs import RunFolder, existing_checkpoint
 from rlhf_lightning.cli.signatures import import_class, signature
@@ -107,7 +108,7 @@ class RLHFCLI(LightningCLI):
         try:
             with tempfile.TemporaryDirectory() as folder:
                 file = Path(folder) / "config.json"
-                file.write_text(json.dumps(self.prepared.config, default=str), encoding="utf-8")
+                file.write_text(json.dumps(self.prepared.document.values, default=str), encoding="utf-8")
                 words = [self.prepared.subcommand, f"--config={file}", *self.prepared.arguments]
                 self.config = parser.parse_args(words)
         except ArgumentError as error:
@@ -145,7 +146,7 @@ class RLHFCLI(LightningCLI):
             return super().instantiate_trainer(**kwargs)
         from rlhf_lightning.callbacks import default_callbacks, default_loggers
 
-        own = _as_list(given["callbacks"])
+        own = as_list(given["callbacks"])
         callbacks = [*own, *_wanted(given, default_callbacks(self.run_dir, own))]
         kwargs |= {"default_root_dir": str(self.run_dir), "callbacks": callbacks}
         if given["logger"] is None:
@@ -212,10 +213,6 @@ def _wanted(given: Any, defaults: list[Callback]) -> list[Callback]:
     """The default callbacks that the user did not switch off."""
     off = tuple(kind for key, kind in _SWITCHED.items() if given[key] is False)
     return [callback for callback in defaults if not isinstance(callback, off)]
-
-
-def _as_list(value: Any) -> list[Any]:
-    return [] if value is None else list(value) if isinstance(value, list) else [value]
 
 
 def _config_name(index: int) -> str:

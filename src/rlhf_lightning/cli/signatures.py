@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.registry import nearest
+from rlhf_lightning.registry import defaults_of, nearest
 
 _BASES = (torch.nn.Module, LightningModule, LightningDataModule)
 
@@ -27,28 +28,32 @@ class Signature:
     Attributes:
         hints: Type hint by argument; None where there is none that can be resolved.
         open: Whether other arguments may be accepted too (``**kwargs`` that go who knows where).
+        chosen: What the constructor puts in the place of None (:func:`rlhf_lightning.registry.defaults_of`), as a
+            configuration writes it.
     """
 
     hints: Mapping[str, Any]
     open: bool
+    chosen: Mapping[str, Any]
 
 
 @cache
 def signature(cls: type) -> Signature:
     """The arguments of ``cls(...)``; follows ``**kwargs`` up the classes it inherits from."""
     hints: dict[str, Any] = {}
+    chosen = {name: _written(value) for name, value in defaults_of(cls).items()}
     passes_on = False
     for parent in cls.__mro__:
         init = parent.__dict__.get("__init__")
         if parent is object or parent in _BASES:
-            return Signature(hints, open=passes_on and parent is object)
+            return Signature(hints, passes_on and parent is object, chosen)
         if init is None:
             continue
         hints = _named(init) | hints
         passes_on = _takes_rest(init)
         if not passes_on:
             break
-    return Signature(hints, open=passes_on)
+    return Signature(hints, passes_on, chosen)
 
 
 def check_arguments(cls: type, names: Iterable[str], where: str) -> None:
@@ -61,7 +66,14 @@ def check_arguments(cls: type, names: Iterable[str], where: str) -> None:
     for name in names:
         if name not in known.hints and not known.open:
             valid = ", ".join(known.hints) or "none"
-            raise ConfigError(f"{where}{unknown(name, list(known.hints), cls.__name__)} Valid: {valid}")
+            inside = (below for below, part in known.chosen.items() if name in _arguments_of(part))
+            deeper = f" It is an argument of {found}: {found}.{name}." if (found := next(inside, None)) else ""
+            raise ConfigError(f"{where}{unknown(name, list(known.hints), cls.__name__)}{deeper} Valid: {valid}")
+
+
+def _arguments_of(part: Any) -> Iterable[str]:
+    """The arguments of a part that a configuration writes by its class path."""
+    return signature(import_class(part["class_path"], "")).hints if isinstance(part, dict) else ()
 
 
 def unknown(name: str, valid: Sequence[str], owner: str) -> str:
@@ -94,6 +106,59 @@ def classes_in(hint: Any) -> list[type]:
     if isinstance(hint, type) and not isinstance(hint, types.GenericAlias):
         return [] if hint in (type(None), Any) else [hint]
     return [cls for argument in typing.get_args(hint) for cls in classes_in(argument)]
+
+
+def forms(hint: Any) -> tuple[bool, bool]:
+    """Whether an argument takes a single value, and whether it takes a list; both where no hint tells."""
+    parts = [part for part in alternatives(hint) if part is not type(None)]
+    lists = [part for part in parts if part is list or typing.get_origin(part) in (list, Sequence)]
+    free = hint is None or any(part is Any for part in parts)
+    return free or len(lists) < len(parts), free or bool(lists)
+
+
+def is_table(hint: Any) -> bool:
+    """Whether an argument takes a mapping whose keys are free."""
+    return any(dict in (part, typing.get_origin(part)) for part in (hint, *typing.get_args(hint)))
+
+
+def alternatives(hint: Any) -> tuple[Any, ...]:
+    """What a hint is a union of; itself where it is none."""
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+def item_of(hint: Any) -> Any:
+    """What the items of a list are hinted to be."""
+    lists = [part for part in alternatives(hint) if typing.get_origin(part) in (list, Sequence)]
+    return typing.get_args(lists[0])[0] if lists else hint
+
+
+def made_of(hint: Any) -> type | None:
+    """The class of ours, or of another's, whose arguments are all that the hint leaves to write."""
+    parts = [part for part in alternatives(hint) if part is not type(None)]
+    plain = isinstance(parts[0], type) and not isinstance(parts[0], types.GenericAlias) if len(parts) == 1 else False
+    standard = plain and parts[0].__module__.partition(".")[0] in {*sys.stdlib_module_names, "torch"}
+    return parts[0] if plain and not standard else None
+
+
+def returned(hint: Any) -> type | None:
+    """The class that a callable returns, such as an optimizer's."""
+    found = [typing.get_args(part)[-1] for part in alternatives(hint) if typing.get_origin(part) is Callable]
+    return found[0] if len(found) == 1 and isinstance(found[0], type) else None
+
+
+def path_of(cls: type) -> str:
+    """Full class path."""
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _written(value: Any) -> Any:
+    """A default as a configuration writes it: a class, or a partial of one, by its path."""
+    if isinstance(value, list):
+        return [_written(item) for item in value]
+    if isinstance(value, partial):
+        arguments = {name: list(item) if isinstance(item, tuple) else item for name, item in value.keywords.items()}
+        return {"class_path": path_of(value.func), "init_args": arguments}
+    return {"class_path": path_of(value)} if isinstance(value, type) else value
 
 
 def _named(init: Any) -> dict[str, Any]:

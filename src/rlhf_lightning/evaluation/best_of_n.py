@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pandas as pd
 from rich.console import Console
@@ -30,7 +31,7 @@ from rlhf_lightning.evaluation.score_store import Grid, ScoreStore
 from rlhf_lightning.evaluation.tables import print_curves
 from rlhf_lightning.functional.step_scores import STEP_AGGREGATIONS
 from rlhf_lightning.models.sources import DType
-from rlhf_lightning.registry import check_choice
+from rlhf_lightning.registry import check_choice, defaults_of
 from rlhf_lightning.scorers.judge import RewardJudge
 
 LAST = STEP_AGGREGATIONS[0]
@@ -76,6 +77,7 @@ class BestOfN:
     """
 
     resumes = True
+    config_defaults: ClassVar[dict[str, Any]] = {"aggregations": [LAST]}
 
     def __init__(
         self,
@@ -91,7 +93,7 @@ class BestOfN:
         seed: int = 0,
     ) -> None:
         self.pools, self.reward_models = dict(pools), dict(reward_models or {})
-        self.aggregations = tuple(dict.fromkeys([LAST] if aggregations is None else aggregations))
+        self.aggregations = tuple(dict.fromkeys(aggregations or defaults_of(type(self))["aggregations"]))
         self.n, self.out, self.dtype, self.device = n, Path(out).expanduser(), dtype, device
         self.token_budget, self.bootstrap, self.seed = token_budget, bootstrap, seed
         self.console = Console()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -12,7 +12,7 @@ from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional import kl_k1, kl_k2, kl_k3
 from rlhf_lightning.kl.controllers import Fixed
 from rlhf_lightning.protocols import KLController
-from rlhf_lightning.registry import check_choice
+from rlhf_lightning.registry import check_choice, filled
 
 ESTIMATORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
 """Per-token estimators of KL(new ‖ ref), in nats (Schulman 2020, "Approximating KL divergence")."""
@@ -38,6 +38,8 @@ class KLTerm:
         ConfigError: If there is no such estimator.
     """
 
+    config_defaults: ClassVar[dict[str, Any]] = {"controller": Fixed}
+
     def __init__(
         self, estimator: Literal["k1", "k2", "k3"] | None = None, controller: KLController | None = None
     ) -> None:
@@ -45,7 +47,7 @@ class KLTerm:
             check_choice(estimator, ESTIMATORS, "kl term: estimator")
         self.estimator: str = estimator or "k1"
         self._chosen = estimator is not None
-        self.controller = controller if controller is not None else Fixed()
+        self.controller = filled(type(self), controller=controller)["controller"]
 
     @property
     def beta(self) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from rlhf_lightning.data.prompts import PromptData
 from rlhf_lightning.errors import ConfigError, RunFolderError
@@ -13,6 +13,7 @@ from rlhf_lightning.labelling.output import Output
 from rlhf_lightning.labelling.progress import JobProgress
 from rlhf_lightning.labelling.rollouts import Responder, answer_of, template_settings
 from rlhf_lightning.protocols import ModelSource, Sampler, Scorer, Task
+from rlhf_lightning.registry import filled
 from rlhf_lightning.samplers.in_process import InProcessSampler
 from rlhf_lightning.samplers.seeds import sample_seeds
 from rlhf_lightning.scorers.verifier import VerifierScorer
@@ -52,6 +53,7 @@ class SampleSolutions:
     """
 
     resumes = True
+    config_defaults: ClassVar[dict[str, Any]] = {"sampler": InProcessSampler, "verifier": VerifierScorer}
 
     def __init__(
         self,
@@ -79,7 +81,7 @@ class SampleSolutions:
             raise ConfigError(f"fraction must be in (0, 1], got {fraction}")
         if prompts is not None and fraction is not None:
             raise ConfigError("give either prompts or fraction, not both (null leaves one out)")
-        self.responder = Responder(policy, sampler or InProcessSampler(), verifier or VerifierScorer(), label)
+        self.responder = Responder(policy, label=label, **filled(type(self), sampler=sampler, verifier=verifier))
         self.data = PromptData(
             task, chat, system, drop_long=drop_long, seed=seed, chat_template_kwargs=chat_template_kwargs
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from rlhf_lightning.data._tasks import as_list
 from rlhf_lightning.data.render import Renderer
@@ -18,6 +18,7 @@ from rlhf_lightning.labelling.solutions import Solution, by_question, demonstrat
 from rlhf_lightning.labelling.step_methods import METHODS, Count
 from rlhf_lightning.labelling.summary import LabelSummary
 from rlhf_lightning.protocols import ModelSource, Sampler, Scorer, Task
+from rlhf_lightning.registry import filled
 from rlhf_lightning.samplers.in_process import InProcessSampler
 from rlhf_lightning.scorers.verifier import VerifierScorer
 
@@ -64,6 +65,7 @@ class LabelSteps:
     """
 
     resumes = True
+    config_defaults: ClassVar[dict[str, Any]] = {"sampler": InProcessSampler, "verifier": VerifierScorer}
 
     def __init__(
         self,
@@ -92,7 +94,7 @@ class LabelSteps:
             raise ConfigError("give exactly one of solutions (a file of rlhf sample) and demonstrations (their number)")
         if not delimiter:
             raise ConfigError("delimiter must not be empty")
-        self.responder = Responder(policy, sampler or InProcessSampler(), verifier or VerifierScorer(), label)
+        self.responder = Responder(policy, label=label, **filled(type(self), sampler=sampler, verifier=verifier))
         self.tasks = {task.name: task for task in as_list(task)}
         self.out, self.solutions, self.demonstrations = out, solutions, demonstrations
         self.method_name, self.method = method, METHODS[method]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional import IMPORTANCE_LEVELS, IMPORTANCE_MODES, importance_log_weights, limit_weights
 from rlhf_lightning.losses.clip import Clip
 from rlhf_lightning.protocols import PolicyLoss
-from rlhf_lightning.registry import check_choice, register
+from rlhf_lightning.registry import check_choice, filled, register
 from rlhf_lightning.types import UpdateBatch
 
 
@@ -35,6 +35,7 @@ class Importance(PolicyLoss):
     """
 
     corrects_sampler = True
+    config_defaults: ClassVar[dict[str, Any]] = {"loss": Clip}
 
     def __init__(
         self,
@@ -51,7 +52,7 @@ class Importance(PolicyLoss):
                 "policy loss importance: low must be in [0, 1] and high at least 1, so that equal distributions keep "
                 f"their weight of 1; got {low} and {high}"
             )
-        self.loss = Clip() if loss is None else loss
+        self.loss = filled(type(self), loss=loss)["loss"]
         self.needs_moved_policy = self.loss.needs_moved_policy
         self.level, self.mode, self.low, self.high = level, mode, low, high
 

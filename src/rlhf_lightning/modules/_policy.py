@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
@@ -17,11 +16,12 @@ from rlhf_lightning.data.update_batches import TRUNCATIONS, updates_of
 from rlhf_lightning.functional import AGGREGATION_MODES
 from rlhf_lightning.holdings import Forward, Holdings, Updates
 from rlhf_lightning.kl import KLTerm, KLTerms
+from rlhf_lightning.kl.term import HOLDING
 from rlhf_lightning.models.lora import LoRA
 from rlhf_lightning.modules import part_checks
 from rlhf_lightning.modules._exploring import ExploringModule
 from rlhf_lightning.modules.evaluation import greedy_rewards, proxy_of, samples_of
-from rlhf_lightning.modules.optim import StepGuard
+from rlhf_lightning.modules.optim import StepGuard, adamw
 from rlhf_lightning.modules.plan import (
     BatchPlan,
     check_bootstrap,
@@ -42,7 +42,7 @@ from rlhf_lightning.protocols import (
     Sampler,
     Scorer,
 )
-from rlhf_lightning.registry import check_choice
+from rlhf_lightning.registry import check_choice, defaults_of
 from rlhf_lightning.scorers import combine
 from rlhf_lightning.scorers.shared import shared
 from rlhf_lightning.types import Experience, UpdateBatch
@@ -77,7 +77,7 @@ class PolicyModule(ExploringModule):
         logits_chunk: Tokens whose logits are held at once.
         aggregation: How token losses become one number: ``token-mean``, ``seq-mean-token-mean``,
             ``seq-mean-token-sum`` or ``constant`` (divided by the sequences times the longest response allowed).
-        optimizer: Makes the optimizer from the parameter groups.
+        optimizer: Makes the optimizer from the parameter groups; AdamW at 1e-6 when not given.
         warmup_updates: Linear warm-up; the learning rate is constant after it.
         max_grad_norm: Gradient norm limit a parameter group; None is no limit.
         lora: Low-rank adapters; the reference then is the policy with its adapters off.
@@ -104,6 +104,12 @@ class PolicyModule(ExploringModule):
             estimator wants a critic where there is none, or a part would do nothing.
     """
 
+    config_defaults: ClassVar[dict[str, Any]] = {
+        "optimizer": adamw(1e-6),
+        "kl_reward.estimator": "k1",
+        "kl_loss.estimator": HOLDING[0],
+    }
+
     def __init__(
         self,
         policy: ModelSource,
@@ -124,9 +130,7 @@ class PolicyModule(ExploringModule):
         token_budget: int = 16_384,
         logits_chunk: int = 1024,
         aggregation: str = "token-mean",
-        optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(
-            p, lr=1e-6, betas=(0.9, 0.95), weight_decay=0.0, fused=True
-        ),
+        optimizer: OptimizerCallable | None = None,
         warmup_updates: int = 0,
         max_grad_norm: float | None = 1.0,
         lora: LoRA | None = None,
@@ -138,6 +142,7 @@ class PolicyModule(ExploringModule):
         measure_entropy: bool = False,
         train_in_16_bits: bool = False,
     ) -> None:
+        optimizer = optimizer or defaults_of(type(self))["optimizer"]
         trained = (policy, sampler, optimizer, warmup_updates, max_grad_norm, lora, gradient_checkpointing)
         super().__init__(*trained, seed, train_in_16_bits)
         sizes = (prompts_per_rollout, samples_per_prompt, updates_per_rollout, epochs_per_rollout, token_budget)

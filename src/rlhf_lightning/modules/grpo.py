@@ -8,13 +8,14 @@ paper clips, normalizes and shrinks: ``reward_transforms: [clip, group_normalize
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from rlhf_lightning.advantages import Group
 from rlhf_lightning.kl import KLTerm
 from rlhf_lightning.losses import Clip
 from rlhf_lightning.modules._policy import PolicyModule
 from rlhf_lightning.protocols import AdvantageEstimator, ModelSource, PolicyLoss, RewardTransform, Sampler, Scorer
+from rlhf_lightning.registry import filled
 from rlhf_lightning.samplers import InProcessSampler
 from rlhf_lightning.scorers import VerifierScorer
 
@@ -35,6 +36,14 @@ class GRPOModule(PolicyModule):
         kl_loss: KL penalty added to the loss, by k3 unless it says otherwise; none when not given.
     """
 
+    config_defaults: ClassVar[dict[str, Any]] = {
+        "sampler": InProcessSampler,
+        "scorers": [VerifierScorer],
+        "reward_transforms": [],
+        "advantage": Group,
+        "policy_loss": Clip,
+    }
+
     def __init__(
         self,
         policy: ModelSource,
@@ -46,13 +55,12 @@ class GRPOModule(PolicyModule):
         kl_loss: KLTerm | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            policy=policy,
-            sampler=sampler or InProcessSampler(),
-            scorers=scorers or [VerifierScorer()],
-            reward_transforms=reward_transforms or [],
-            advantage=advantage or Group(),
-            policy_loss=policy_loss or Clip(),
-            kl_loss=kl_loss,
-            **kwargs,
+        parts = filled(
+            type(self),
+            sampler=sampler,
+            scorers=scorers,
+            reward_transforms=reward_transforms,
+            advantage=advantage,
+            policy_loss=policy_loss,
         )
+        super().__init__(policy=policy, kl_loss=kl_loss, **parts, **kwargs)

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from rlhf_lightning.errors import ConfigError, NonFiniteError
+
+
+def adamw(lr: float) -> partial[AdamW]:
+    """What makes the optimizer where none is given: AdamW as OpenRLHF has it, without weight decay."""
+    return partial(AdamW, lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
 
 
 def named_groups(

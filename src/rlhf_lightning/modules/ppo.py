@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,7 @@ from rlhf_lightning.protocols import (
     Scorer,
     ValueLoss,
 )
+from rlhf_lightning.registry import filled
 from rlhf_lightning.samplers import InProcessSampler
 from rlhf_lightning.scorers import VerifierScorer
 from rlhf_lightning.types import Rollout, UpdateBatch
@@ -73,6 +74,14 @@ class PPOModule(PolicyModule):
     """
 
     has_critic = True
+    config_defaults: ClassVar[dict[str, Any]] = {
+        "sampler": InProcessSampler,
+        "scorers": [VerifierScorer],
+        "reward_transforms": [],
+        "advantage": GAE,
+        "policy_loss": Clip,
+        "value_loss": ClippedValue,
+    }
 
     def __init__(
         self,
@@ -91,20 +100,21 @@ class PPOModule(PolicyModule):
         kl_reward: KLTerm | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            policy=policy,
-            sampler=sampler or InProcessSampler(),
-            scorers=scorers or [VerifierScorer()],
-            reward_transforms=reward_transforms or [],
-            advantage=advantage or GAE(),
-            policy_loss=policy_loss or Clip(),
-            kl_reward=kl_reward,
-            **kwargs,
+        parts = filled(
+            type(self),
+            sampler=sampler,
+            scorers=scorers,
+            reward_transforms=reward_transforms,
+            advantage=advantage,
+            policy_loss=policy_loss,
+            value_loss=value_loss,
         )
+        own_loss = parts.pop("value_loss")
+        super().__init__(policy=policy, kl_reward=kl_reward, **parts, **kwargs)
         _check(critic, shared_backbone, value_coefficient, critic_lr, critic_warmup_rollouts)
         self.critic_source = with_head(critic) if critic else policy
         self.shared_backbone, self.has_own_source = shared_backbone, critic is not None
-        self.value_loss, self.value_coefficient = value_loss or ClippedValue(), value_coefficient
+        self.value_loss, self.value_coefficient = own_loss, value_coefficient
         self.critic_lr, self.critic_warmup_rollouts = critic_lr, critic_warmup_rollouts
         self.critic: Critic | None = None
 

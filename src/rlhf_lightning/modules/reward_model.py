@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
@@ -22,10 +22,11 @@ from rlhf_lightning.models.reward_folder import RewardCard, save_reward_model, w
 from rlhf_lightning.models.scalar import packed_scalars, scalar_head, scalar_model
 from rlhf_lightning.modules._measured_rewards import MeasuredRewards
 from rlhf_lightning.modules._reward_parts import check_sizes, check_weights, loss_parts
+from rlhf_lightning.modules.optim import adamw
 from rlhf_lightning.modules.plan import said_types
 from rlhf_lightning.modules.sharing import own_batches
 from rlhf_lightning.protocols import ModelSource
-from rlhf_lightning.registry import check_choice
+from rlhf_lightning.registry import check_choice, defaults_of
 from rlhf_lightning.reward_types import RenderedGroup, RewardBatch
 
 if TYPE_CHECKING:
@@ -78,13 +79,13 @@ class RewardModel(MeasuredRewards):
         ConfigError: If a size is not positive, a weight is negative, or nothing would be learnt.
     """
 
+    config_defaults: ClassVar[dict[str, Any]] = {"optimizer": adamw(9e-6)}
+
     def __init__(
         self,
         backbone: ModelSource,
         supervision: Literal["outcome", "process"] = "outcome",
-        optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(
-            p, lr=9e-6, betas=(0.9, 0.95), weight_decay=0.0, fused=True
-        ),
+        optimizer: OptimizerCallable | None = None,
         batch_size: int = 128,
         updates_per_epoch: int = 50,
         token_budget: int = 16_384,
@@ -101,6 +102,7 @@ class RewardModel(MeasuredRewards):
         seed: int = 1,
         train_in_16_bits: bool = False,
     ) -> None:
+        optimizer = optimizer or defaults_of(type(self))["optimizer"]
         super().__init__(optimizer, warmup_updates, max_grad_norm, seed, train_in_16_bits)
         check_choice(supervision, ("outcome", "process"), "supervision")
         check_choice(average, ("places", "responses"), "average")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
@@ -19,9 +19,11 @@ from rlhf_lightning.models.lora import LoRA
 from rlhf_lightning.models.packed import packed_logprobs
 from rlhf_lightning.models.rollout_packs import within_budget
 from rlhf_lightning.modules._generating import GeneratingModule
+from rlhf_lightning.modules.optim import adamw
 from rlhf_lightning.modules.plan import said_types
 from rlhf_lightning.modules.sharing import for_all_ranks, own_batches
 from rlhf_lightning.protocols import ModelSource, Sampler
+from rlhf_lightning.registry import defaults_of
 from rlhf_lightning.samplers import InProcessSampler
 from rlhf_lightning.types import PackedSequences
 
@@ -54,7 +56,7 @@ class SFTModule(GeneratingModule):
 
     Args:
         policy: The model to train.
-        optimizer: Makes the optimizer from the parameter groups.
+        optimizer: Makes the optimizer from the parameter groups; AdamW at 1e-5 when not given.
         batch_size: Demonstrations an update.
         updates_per_epoch: Updates between two rows of metrics (and checkpoints): an epoch in Lightning's sense.
         token_budget: Most tokens of a packed micro-batch.
@@ -71,12 +73,12 @@ class SFTModule(GeneratingModule):
         ConfigError: If a size is not positive.
     """
 
+    config_defaults: ClassVar[dict[str, Any]] = {"optimizer": adamw(1e-5), "sampler": InProcessSampler}
+
     def __init__(
         self,
         policy: ModelSource,
-        optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(
-            p, lr=1e-5, betas=(0.9, 0.95), weight_decay=0.0, fused=True
-        ),
+        optimizer: OptimizerCallable | None = None,
         batch_size: int = 128,
         updates_per_epoch: int = 50,
         token_budget: int = 16_384,
@@ -91,8 +93,8 @@ class SFTModule(GeneratingModule):
     ) -> None:
         super().__init__(
             policy,
-            sampler or InProcessSampler(),
-            optimizer,
+            sampler or defaults_of(type(self))["sampler"](),
+            optimizer or defaults_of(type(self))["optimizer"],
             warmup_updates,
             max_grad_norm,
             lora,

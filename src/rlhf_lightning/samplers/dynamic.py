@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
@@ -11,7 +11,7 @@ from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional import equal_groups
 from rlhf_lightning.holdings import Decoding
 from rlhf_lightning.protocols import FurtherPrompts, Sampler
-from rlhf_lightning.registry import register
+from rlhf_lightning.registry import filled, register
 from rlhf_lightning.samplers._groups import replace_groups
 from rlhf_lightning.samplers.in_process import InProcessSampler
 from rlhf_lightning.types import Prompt, Rollout, SamplingParams, Scores
@@ -44,13 +44,14 @@ class DynamicSampler(Sampler):
 
     refills = True
     min_group_size = 2
+    config_defaults: ClassVar[dict[str, Any]] = {"sampler": InProcessSampler}
 
     def __init__(self, sampler: Sampler | None = None, max_rounds: int = 3, tolerance: float = 0.0) -> None:
         if max_rounds < 1:
             raise ConfigError(f"sampler dynamic: max_rounds must be at least 1, got {max_rounds}")
         if not tolerance >= 0:
             raise ConfigError(f"sampler dynamic: tolerance must not be negative, got {tolerance}")
-        self.sampler = InProcessSampler() if sampler is None else sampler
+        self.sampler = filled(type(self), sampler=sampler)["sampler"]
         if self.sampler.refills:
             raise ConfigError("sampler dynamic: the sampler inside is dynamic itself; give it the one that draws")
         self.max_rounds, self.tolerance = max_rounds, tolerance

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, ClassVar
 
 from rlhf_lightning.devices import find_device
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.protocols import ModelSource, Sampler
+from rlhf_lightning.registry import filled
 from rlhf_lightning.samplers.in_process import InProcessSampler
 from rlhf_lightning.serving._server import Limits
 from rlhf_lightning.serving.address import bound, check_address, read_token
@@ -37,6 +39,8 @@ class ServePolicy:
         ConfigError: If a value is out of range, or the address needs a token that is not given.
     """
 
+    config_defaults: ClassVar[dict[str, Any]] = {"sampler": InProcessSampler}
+
     def __init__(
         self,
         policy: ModelSource,
@@ -52,7 +56,7 @@ class ServePolicy:
         queue: int = 16,
         timeout: float = 600.0,
     ) -> None:
-        self.source, self.sampler = policy, sampler or InProcessSampler()
+        self.source, self.sampler = policy, filled(type(self), sampler=sampler)["sampler"]
         self.device, self.weights_root = device, Path(weights_root).expanduser() if weights_root else None
         self.limits = Limits(max_request_bytes, max_items, queue, timeout)
         self.host, self.port, self.token = host, port, read_token(token_env, token_file)
