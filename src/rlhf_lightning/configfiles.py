@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.registry import nearest
 
 _PACKAGE = Path(__file__).parent
+_UNSAVED = "Unable to serialize instance <"
 _SUFFIXES = (".yaml", ".yml", ".json")
 
 
@@ -51,6 +53,15 @@ def find_config(name: str) -> Path:
     if not called or folder is None:
         raise ConfigError(_not_found(name, local))
     return folder / called[0]
+
+
+def without_unsaved(values: Any) -> Any:
+    """A saved configuration without what earlier versions could not write: they left a text in place of a default."""
+    if isinstance(values, list):
+        return [without_unsaved(item) for item in values]
+    if not isinstance(values, dict):
+        return values
+    return {key: without_unsaved(value) for key, value in values.items() if not str(value).startswith(_UNSAVED)}
 
 
 def _not_found(name: str, local: Path) -> str:

@@ -106,6 +106,37 @@ FILE_CASES = {
     ),
     "key given twice": ("trainer:\n", "model: 3\ntrainer:\n", "edited.yaml:9: key model is given twice"),
     "no YAML": ("trainer:\n", "trainer: [\n", "not valid YAML"),
+    "a number where arguments are wanted": (
+        "{estimator: k3, controller: {name: fixed, coefficient: 0.02}}",
+        "0.1",
+        "edited.yaml:6: model.kl_loss: expected a mapping of KLTerm's arguments, got 0.1. For example: {estimator: k3,",
+    ),
+    "a list where one is wanted": (
+        "{name: group, eps: 1e-5}",
+        "[group]",
+        "edited.yaml:4: model.advantage: expected one advantage, not a list, got ['group']",
+    ),
+    "a list where arguments are wanted": (
+        "{estimator: k3, controller: {name: fixed, coefficient: 0.02}}",
+        "[k3]",
+        "edited.yaml:6: model.kl_loss: expected a mapping of KLTerm's arguments, got ['k3']",
+    ),
+    "an argument of a part of the class": (
+        "{estimator: k3, controller: {name: fixed, coefficient: 0.02}}",
+        "{coefficient: 0.02}",
+        "KLTerm takes no argument 'coefficient'. It is an argument of controller: controller.coefficient.",
+    ),
+    "the trainer is no mapping": ("trainer:\n", "run: 3\ntrainer:\n", "edited.yaml:9: run: must be a mapping, got 3"),
+    "a list appended to that is none": (
+        "  max_epochs: 2",
+        "  max_epochs: 2\n  max_epochs+: 3",
+        "trainer.max_epochs: expected int or None, got [2, 3]",
+    ),
+    "a misspelt list appended to": (
+        "  logger: false",
+        "  callback+: [HeldOutEval]",
+        "edited.yaml:12: trainer.callback: unknown key. Did you mean 'trainer.callbacks'?",
+    ),
     "unknown run key": (
         "trainer:\n",
         "run: {nam: x}\ntrainer:\n",
@@ -149,6 +180,27 @@ COMMAND_CASES = {
     "wrong type": (["--model.advantage.eps=x"], "command line: model.advantage.eps: expected float, got x"),
     "wrong type, full key": (["--model.init_args.steps", "1.5"], "command line: model.steps: expected int, got 1.5"),
     "wrong trainer type": (["--trainer.max_epochs=x"], "command line: trainer.max_epochs: expected int or None, got x"),
+    "a number for a KL term": (
+        ["--model.kl_loss=0.1"],
+        "command line: model.kl_loss: expected a mapping of KLTerm's arguments, got 0.1. For example: "
+        "{estimator: k3, controller: {name: fixed, coefficient: 0.01}}. Valid: estimator, controller",
+    ),
+    "a name for a KL term": (
+        ["--model.kl_loss", "k3"],
+        "expected a mapping of KLTerm's arguments, got 'k3'. For example",
+    ),
+    "a number for a controller": (
+        ["--model.kl_loss.controller=0.1"],
+        "command line: model.kl_loss.controller: expected a kl_controller: a name, {name: …} or {class_path: …}, got "
+        "0.1. For example: {name: adaptive, coefficient: 0.01}",
+    ),
+    "a number for a part": (["--model.advantage=3"], "got 3. For example: {name: gae, gamma: 1.0}"),
+    "a list for a part": (["--model.advantage=[group]"], "expected one advantage, not a list, got ['group']"),
+    "a number for the trainer": (["--trainer=3"], "command line: trainer: must be a mapping, got 3"),
+    "a text for the run": (["--run=x"], "command line: run: must be a mapping, got 'x'"),
+    "no value": (["--model.fail"], "command line: --model.fail needs a value"),
+    "below what has nothing below": (["--model.kl_loss.estimator.x=3"], "estimator is 'k3', which has no 'x'"),
+    "past the end of a list": (["--model.reward_transforms.7.low=1"], "7 is None, which has no 'low'"),
     "no dashes": (["lr=1"], "unexpected argument 'lr=1'"),
     "no such accelerator": (["--trainer.accelerator=gpuu"], "invalid accelerator name"),
     "value refused": (["--model.steps=0"], "steps must be at least 1, got 0"),

@@ -88,6 +88,18 @@ def test_a_misspelt_bare_name_gets_its_whole_path_as_a_hint(shipped: Path):
         ({"a": {"name": "gae", "lam": 1}}, {"a": "group"}, {"a": "group"}),
         ({"m": {"class_path": "A", "init_args": {"x": 1}}}, {"m": {"class_path": "B"}}, {"m": {"class_path": "B"}}),
         ({"a": 1}, {"a": None}, {"a": None}),
+        ({"a": [1]}, {"a+": [2]}, {"a": [1, 2]}),
+        ({"a": 1}, {"a+": 2}, {"a": [1, 2]}),
+        ({}, {"a+": [2]}, {"a+": [2]}),
+        ({"a+": [1]}, {"a+": [2]}, {"a+": [1, 2]}),
+        ({"a+": [1]}, {"a": [2]}, {"a": [2]}),
+        ({"a": [1]}, {"a+": [3], "a": [2]}, {"a": [2, 3]}),
+        ({"64+": 1}, {"64": 2}, {"64+": 1, "64": 2}),
+        (
+            {"a": {"class_path": "A", "init_args": {"x": 1}}},
+            {"a": {"y": 2}},
+            {"a": {"class_path": "A", "init_args": {"x": 1, "y": 2}}},
+        ),
     ],
 )
 def test_merge(base, over, expected):

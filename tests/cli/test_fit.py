@@ -59,6 +59,36 @@ def test_lists_are_replaced_or_appended_to(rlhf):
     assert [type(t) for t in appended.reward_transforms] == [Clip, LengthPenalty, Whiten]
 
 
+def test_lists_are_appended_to_in_files_as_on_the_command_line(rlhf, folder: Path):
+    (folder / "one.yaml").write_text("model: {init_args: {reward_transforms+: whiten}}\n")
+    (folder / "two.yaml").write_text("model: {init_args: {reward_transforms+: [{name: clip, low: -3}, whiten]}}\n")
+    files = ["--config", "fake.yaml", "--config", "one.yaml", "--config", "two.yaml"]
+    assert rlhf("fit", *files, "--model.reward_transforms+={name: clip, low: -5}").code == 0
+    kinds = [(type(t), getattr(t, "low", None)) for t in FakeModule.made[-1].reward_transforms]
+    assert kinds[2:] == [(Whiten, None), (Clip, -3.0), (Whiten, None), (Clip, -5.0)]
+    assert [kind for kind, _ in kinds[:2]] == [Clip, LengthPenalty]
+
+
+def test_callbacks_are_appended_to_in_a_file_and_there_may_be_none_before(rlhf, folder: Path):
+    kill = "{class_path: cli_fakes.Kill, init_args: {number: 0}}"
+    saves = "{class_path: RolloutCheckpoint, init_args: {folder: elsewhere, every: 2}}"
+    (folder / "one.yaml").write_text(f"trainer: {{callbacks+: [{kill}]}}\n")
+    (folder / "two.yaml").write_text(f"trainer: {{callbacks+: {saves}}}\n")
+    outcome = rlhf("fit", "--config", "fake.yaml", "--config", "one.yaml", "--config", "two.yaml", "--run.name=added")
+    assert outcome.code == 0, outcome.err
+    saved = yaml.safe_load((folder / "runs/added/config.yaml").read_text())["trainer"]["callbacks"]
+    assert [c["class_path"].rpartition(".")[2] for c in saved] == ["Kill", "RolloutCheckpoint"]
+    assert (folder / "elsewhere" / "last.ckpt").exists()
+
+
+def test_a_place_in_a_list_and_another_module_on_the_command_line(rlhf, folder: Path):
+    assert rlhf("fit", "--config", "fake.yaml", "--model.reward_transforms.0.low=-7").code == 0
+    assert FakeModule.made[-1].reward_transforms[0].low == -7.0
+    words = ["--model=cli_fakes.FakeRewardModule", "--data=cli_fakes.FakeData", "--print_config"]
+    printed = yaml.safe_load(rlhf("fit", "--config", "fake.yaml", *words).out)
+    assert printed["model"]["class_path"] == "cli_fakes.FakeRewardModule"
+
+
 def test_a_mapping_with_a_plugin_inside_it_on_the_command_line(rlhf, folder):
     given = "{estimator: k1, controller: {name: fixed, coefficient: 0.05}}"
     outcome = rlhf("fit", "--config", "fake.yaml", f"--model.kl_loss={given}", "--model.options={name: fixed}")

@@ -92,6 +92,13 @@ def test_a_list_and_a_class_path(run):
     assert [task.terms for task in FakeJob.made[0].task] == [3, 2]
 
 
+def test_lists_are_appended_to(run, tmp_path: Path):
+    (tmp_path / "more.yaml").write_text("task+: {name: jsonl, path: p.jsonl, label: mine}\n")
+    words = ["--task+", "{name: jsonl, path: q.jsonl, label: yours}"]
+    assert run("--config", "job.yaml", "--config", "more.yaml", *words) == 0
+    assert [task.name for task in FakeJob.made[0].task] == ["chained_arithmetic", "mine", "yours"]
+
+
 def test_arguments_of_a_class_path_may_be_set(run, tmp_path: Path):
     full = CONFIG.replace("{name: chained_arithmetic, terms", "{class_path: ChainedArithmetic, init_args: {terms")
     (tmp_path / "full.yaml").write_text(full.replace("held_out: 8}", "held_out: 8}}"))

@@ -23,20 +23,25 @@ OVERLAYS = [name for name in shipped_configs() if name.startswith("strategies/")
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_a_jobs_is_accepted_by_its_command(rlhf, name):
+def test_a_jobs_is_accepted_by_its_command_and_saved_the_same_again(rlhf, folder, name):
     command = command_of(name)
     outcome = rlhf(*command.split(), "--config", name, "--print_config")
     assert outcome.code == 0, outcome.err
     assert yaml.safe_load(outcome.out)["job"] == command
+    (folder / "saved.yaml").write_text(outcome.out)
+    assert rlhf(*command.split(), "--config", "saved.yaml", "--print_config").out == outcome.out
 
 
 @pytest.mark.parametrize("name", [name for name in shipped_configs() if name not in [*JOBS, *OVERLAYS]])
-def test_it_is_accepted_and_resolved(rlhf, name):
+def test_it_is_accepted_and_resolved_and_saved_the_same_again(rlhf, folder, name):
     outcome = rlhf("fit", "--config", name, "--print_config")
     assert outcome.code == 0, outcome.err
     printed = yaml.safe_load(outcome.out)
     assert printed["model"]["class_path"].startswith("rlhf_lightning.modules.")
     assert printed["run"]["name"] == find_config(name).stem
+    assert "Unable to serialize" not in outcome.out + outcome.err
+    (folder / "saved.yaml").write_text(outcome.out)
+    assert rlhf("fit", "--config", "saved.yaml", "--print_config").out == outcome.out
 
 
 @pytest.mark.parametrize("name", OVERLAYS)

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from jsonargparse import get_loader
 
+from rlhf_lightning.configfiles import without_unsaved
 from rlhf_lightning.errors import ConfigError
 
 Key = tuple[str, ...]
@@ -52,7 +53,7 @@ def read(files: Sequence[Path]) -> Document:
     document = Document()
     for file in files:
         text, tree = _parse(file)
-        values = get_loader("yaml")(text) if tree is not None else {}
+        values = without_unsaved(get_loader("yaml")(text)) if tree is not None else {}
         document.values = merge(document.values, values)
         document.sources |= dict(_sources(tree, file.as_posix(), ()))
     return document
@@ -71,13 +72,12 @@ def merge(base: Any, over: Any) -> Any:
         over = {"init_args": over}
     merged = dict(base)
     for key in sorted(over, key=appends):
-        value, name = over[key], bare(key)
         if not appends(key):
-            merged.pop(f"{key}+", None)
-            merged[key] = merge(merged[key], value) if key in merged else deepcopy(value)
+            merged = {name: value for name, value in merged.items() if not (appends(name) and bare(name) == key)}
+            merged[key] = merge(merged[key], over[key]) if key in merged else deepcopy(over[key])
         else:
-            onto = name if name in merged and key not in merged else key
-            merged[onto] = [*as_list(merged.get(onto)), *as_list(deepcopy(value))]
+            onto = bare(key) if bare(key) in merged and key not in merged else key
+            merged[onto] = [*as_list(merged.get(onto)), *as_list(deepcopy(over[key]))]
     return merged
 
 

@@ -10,6 +10,7 @@ import importlib
 import inspect
 import os
 import pkgutil
+import sys
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -128,9 +129,10 @@ class Expander:
         if value is None:
             return None
         kind, (single, several) = kind_of(hint, key[-1]), forms(hint)
-        if isinstance(value, list) and not several and (kind is not None or made_of(hint) is not None):
-            wanted = f"one {kind}" if kind else f"a mapping of {made_of(hint).__name__}'s arguments"
-            raise ConfigError(f"{self.where(key)}expected {wanted}, not a list, got {value!r}")
+        cls = made_of(hint)
+        if isinstance(value, list) and not several and (kind or cls) is not None:
+            wanted = f"one {kind}, not a list" if kind or not cls else f"a mapping of {cls.__name__}'s arguments"
+            raise ConfigError(f"{self.where(key)}expected {wanted}, got {value!r}")
         if kind is not None and several and not single and not isinstance(value, list):
             value = [value]
         if isinstance(value, list):
@@ -143,7 +145,7 @@ class Expander:
             return self._factory(value, made, key)
         if isinstance(value, dict):
             return self._tree(value, hint, key)
-        if (cls := made_of(hint)) is not None and str(value).rpartition(".")[2] != cls.__name__:
+        if cls is not None and str(value).rpartition(".")[2] != cls.__name__:
             sentence = f"expected a mapping of {cls.__name__}'s arguments, got {value!r}. For example: {example(cls)}"
             raise ConfigError(f"{self.where(key)}{sentence}. Valid: {', '.join(signature(cls).hints)}")
         return value
@@ -167,6 +169,8 @@ class Expander:
 
     def plugin_path(self, kind: str, name: str, key: Key) -> str:
         """Full class path of a plug-in given by registered name, full class path or class name."""
+        if name.rpartition(".")[0] in sys.modules:
+            return name  # a class's, not a name; asking for those takes a look at every installed package
         known = registry.plugins(kind)
         by_class = {info.target.rpartition(".")[2]: info.name for info in known.values()}
         if name not in known and "." in name:
@@ -262,8 +266,8 @@ def example(cls: type) -> str:
     """Arguments of a class as one may write them: those that have a value by default, or of one by its path."""
     defaults = inspect.signature(cls).parameters
     given = {name: p.default for name, p in defaults.items() if isinstance(p.default, str | int | float)}
-    literals = {name: get_args(part) for name, h in signature(cls).hints.items() for part in alternatives(h)}
-    given |= {name: values[-1] for name, values in literals.items() if values and isinstance(values[0], str)}
+    choices = ((name, get_args(part)) for name, h in signature(cls).hints.items() for part in alternatives(h))
+    given |= {name: values[-1] for name, values in choices if values and isinstance(values[0], str)}
     parts = {name: value for name, value in signature(cls).chosen.items() if isinstance(value, dict)}
     shown = [f"{name}: {value}" for name, value in list(given.items())[:2]]
     kinds = {name: str(kind_of(signature(cls).hints[name], name)) for name in parts}

@@ -26,7 +26,6 @@ from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.run_layout import newest_checkpoint
 from rlhf_lightning.strategies import check_strategy, register_strategies
 
-SUBCOMMANDS = tuple(LightningCLI.subcommands())
 TRAINER_DEFAULTS: dict[str, Any] = {
     "devices": 1,
     "enable_model_summary": False,
@@ -83,12 +82,14 @@ class RLHFCLI(LightningCLI):
         self.planned = argv[0] == "fit" and NO_PLAN not in argv
         argv = [word for word in argv if argv[0] != "fit" or word != NO_PLAN]
         kwargs = {"exit_on_error": False, "dump_header": _HEADER}
+        own = {name: skipped for name, skipped in LightningCLI.subcommands().items() if name == argv[0]}
+        self.subcommands = lambda: own  # type: ignore[method-assign]  # no parser is made for the others
         super().__init__(
             save_config_callback=SaveRunConfig,
             save_config_kwargs={"save_to_log_dir": False},
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=DEFAULT_SEED,
-            parser_kwargs={**kwargs, **{name: dict(kwargs) for name in SUBCOMMANDS}},
+            parser_kwargs={**kwargs, argv[0]: dict(kwargs)},
             args=list(argv),
             auto_configure_optimizers=False,
         )

@@ -157,7 +157,7 @@ def _written(value: Any) -> Any:
         return [_written(item) for item in value]
     if isinstance(value, partial):
         arguments = {name: list(item) if isinstance(item, tuple) else item for name, item in value.keywords.items()}
-        return {"class_path": path_of(value.func), "init_args": arguments}
+        return {"class_path": f"{value.func.__module__}.{value.func.__qualname__}", "init_args": arguments}
     return {"class_path": path_of(value)} if isinstance(value, type) else value
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from rlhf_lightning.configfiles import without_unsaved
 from rlhf_lightning.errors import RunFolderError
 from rlhf_lightning.registry import nearest
 from rlhf_lightning.run_layout import CONFIG_FILE, METRICS_FILE, SAMPLES_FILE
@@ -62,7 +63,8 @@ class Run:
             raise RunFolderError(f"{path} is not YAML: {error}") from error
         if not isinstance(loaded, dict):
             raise RunFolderError(f"{path} holds no keys")
-        return loaded
+        whole: dict[str, Any] = without_unsaved(loaded)
+        return whole
 
     def column(self, name: str) -> pd.Series:
         """A column of the metrics.
