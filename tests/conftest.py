@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ def cluttered_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[torch.Tensor] = []
     fit = Trainer.fit
 
+    @wraps(fit)  # the command line reads its arguments
     def elsewhere(*given: Any, **settings: Any) -> None:
         kept.extend(torch.empty(17 * n * len(kept) + n) for n in range(1, 30))
         fit(*given, **settings)

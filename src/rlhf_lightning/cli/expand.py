@@ -6,13 +6,10 @@ Which kind of plug-in an argument wants is told by its type hint, and by its nam
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import os
-import pkgutil
 import sys
 from collections.abc import Callable, Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
@@ -32,7 +29,9 @@ from rlhf_lightning.cli.signatures import (
     made_of,
     path_of,
     returned,
+    shipped_classes,
     signature,
+    subclasses,
 )
 from rlhf_lightning.errors import ConfigError, DuplicatePluginError, PluginImportError, UnknownPluginError
 from rlhf_lightning.models.run_policy import is_run
@@ -111,7 +110,7 @@ class Expander:
             return name
         package, base = SHORT_NAMES[key]
         ours = shipped_classes(package, base)
-        known = {c.__name__: path_of(c) for c in _subclasses(base)} | ours
+        known = {c.__name__: path_of(c) for c in subclasses(base)} | ours
         if name not in known:
             hint = registry.did_you_mean(name, known)
             listed = ", ".join(sorted(ours)) or "none"
@@ -233,7 +232,7 @@ class Expander:
         if isinstance(given, dict) and "name" in given:
             rest = {name: item for name, item in given.items() if name != "name"}
             given = {"class_path": given["name"], "init_args": rest.pop("init_args", {}) | rest}
-        known = {cls.__name__: path_of(cls) for cls in _subclasses(made)}
+        known = {cls.__name__: path_of(cls) for cls in subclasses(made)}
         if not isinstance(given, dict) or not isinstance(path := given.get("class_path"), str):
             listed = ", ".join(sorted(name for name in known if not name.startswith("_")))
             sentence = f"expected a class and its arguments, such as {{name: …, lr: 1e-6}}, got {value!r}"
@@ -284,19 +283,3 @@ def plugin_example(kind: str, path: str = "") -> str:
     arguments = inspect.signature(registry.resolve(kind, name)).parameters.values()
     simple = [f"{p.name}: {p.default}" for p in arguments if isinstance(p.default, str | int | float)]
     return f"{{{', '.join([f'name: {name}', *simple[:1]])}}}"
-
-
-def shipped_classes(package: str, base: type) -> dict[str, str]:
-    """Full paths of a package's public classes that inherit from ``base``, by name; its modules are imported."""
-    if find_spec(package) is None:
-        return {}
-    folder = importlib.import_module(package)
-    modules = [importlib.import_module(f"{package}.{m.name}") for m in pkgutil.iter_modules(folder.__path__)]
-    classes = [value for module in modules for value in vars(module).values() if isinstance(value, type)]
-    own = [c for c in classes if issubclass(c, base) and c.__module__.startswith(package) and not inspect.isabstract(c)]
-    return {c.__name__: path_of(c) for c in own if not c.__module__.rpartition(".")[2].startswith("_")}
-
-
-def _subclasses(base: type) -> list[type]:
-    children: list[type] = base.__subclasses__()
-    return [found for child in children for found in (child, *_subclasses(child))]

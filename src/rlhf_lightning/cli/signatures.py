@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import pkgutil
 import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -149,6 +151,23 @@ def returned(hint: Any) -> type | None:
 def path_of(cls: type) -> str:
     """Full class path."""
     return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def shipped_classes(package: str, base: type) -> dict[str, str]:
+    """Full paths of a package's public classes that inherit from ``base``, by name; its modules are imported."""
+    if find_spec(package) is None:
+        return {}
+    folder = importlib.import_module(package)
+    modules = [importlib.import_module(f"{package}.{m.name}") for m in pkgutil.iter_modules(folder.__path__)]
+    classes = [value for module in modules for value in vars(module).values() if isinstance(value, type)]
+    own = [c for c in classes if issubclass(c, base) and c.__module__.startswith(package) and not inspect.isabstract(c)]
+    return {c.__name__: path_of(c) for c in own if not c.__module__.rpartition(".")[2].startswith("_")}
+
+
+def subclasses(base: type) -> list[type]:
+    """All that inherit from a class, as far as they are imported."""
+    children: list[type] = base.__subclasses__()
+    return [found for child in children for found in (child, *subclasses(child))]
 
 
 def _written(value: Any) -> Any:
