@@ -21,6 +21,9 @@ HOLDING = ("k3", "k2")
 """Those whose gradient, as a mean over the policy's own samples, pulls it to the reference. That of k1 is 0: its value
 is the KL's, but ``E[∇ log π] = 0``. The first is the default where the term is differentiated."""
 
+DEFAULT_ESTIMATORS = {"kl_reward.estimator": "k1", "kl_loss.estimator": HOLDING[0]}
+"""Those of a term that names none, by where it acts: as saved configurations say them."""
+
 
 class KLTerm:
     """``beta · k(new, ref)`` a token.

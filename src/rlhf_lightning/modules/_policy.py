@@ -16,7 +16,7 @@ from rlhf_lightning.data.update_batches import TRUNCATIONS, updates_of
 from rlhf_lightning.functional import AGGREGATION_MODES
 from rlhf_lightning.holdings import Forward, Holdings, Updates
 from rlhf_lightning.kl import KLTerm, KLTerms
-from rlhf_lightning.kl.term import HOLDING
+from rlhf_lightning.kl.term import DEFAULT_ESTIMATORS
 from rlhf_lightning.models.lora import LoRA
 from rlhf_lightning.modules import part_checks
 from rlhf_lightning.modules._exploring import ExploringModule
@@ -104,11 +104,7 @@ class PolicyModule(ExploringModule):
             estimator wants a critic where there is none, or a part would do nothing.
     """
 
-    config_defaults: ClassVar[dict[str, Any]] = {
-        "optimizer": adamw(1e-6),
-        "kl_reward.estimator": "k1",
-        "kl_loss.estimator": HOLDING[0],
-    }
+    config_defaults: ClassVar[dict[str, Any]] = {"optimizer": adamw(1e-6), **DEFAULT_ESTIMATORS}
 
     def __init__(
         self,
