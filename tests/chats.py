@@ -69,3 +69,25 @@ def family_tokenizer(family: Family, *, template: bool = True):
     if template:
         made.chat_template = family.template
     return made
+
+
+def family_reward_model(family: Family, folder, *, seed: int = 0, template: bool = True):
+    """A random sequence classifier of one label as others publish them: no ``reward_model.json``."""
+    import torch
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    tokenizer = family_tokenizer(family, template=template)
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), **sizes, num_labels=1, max_position_embeddings=512, pad_token_id=0,
+        bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    model = LlamaForSequenceClassification(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(4)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model.eval(), tokenizer

@@ -28,6 +28,8 @@ def render_groups(renderer: Renderer, groups: Sequence[JudgedGroup], delimiter: 
         ModelSourceError: If the tokenizer tells no offsets, or has no end-of-sequence token.
         DataError: If a response that was cut off is empty, so that there is no token to score.
     """
+    if renderer.chat and renderer.ending == "template":
+        return [_conversation(renderer, group, delimiter) for group in groups]
     prompts = renderer.render([(group.task, index, group.problem) for index, group in enumerate(groups)])
     pairs = [(p, r) for p, group in zip(prompts, groups, strict=True) for r in group.responses]
     together = renderer.encode_with_offsets([prompt.text + response.text for prompt, response in pairs])
@@ -43,6 +45,33 @@ def render_groups(renderer: Renderer, groups: Sequence[JudgedGroup], delimiter: 
         _group(group, prompt, [next(rendered) for _ in group.responses])
         for group, prompt in zip(groups, prompts, strict=True)
     ]
+
+
+def _conversation(renderer: Renderer, group: JudgedGroup, delimiter: str) -> RenderedGroup:
+    """A group whose responses stand in the template as the assistant's turn, up to its very end where they finished.
+
+    The prompt is what all of them begin with, up to where an answer begins.
+    """
+    turns = renderer.turns(group.problem)
+    after = renderer.template.after_answer()
+    texts = []
+    for response in group.responses:
+        text = renderer.template.render([*turns, {"role": "assistant", "content": response.text}], ask=False)
+        texts.append(text if response.finished else text.removesuffix(after))
+    asked, *whole = renderer.encode_with_offsets([renderer.text(group.problem), *texts])
+    shared = min(len(asked.tokens), *(len(one.tokens) - 1 for one in whole))
+    for one in whole:
+        same = (i for i in range(shared) if one.tokens[i] != asked.tokens[i])
+        shared = next(same, shared)
+    ends = []
+    for text, one, response in zip(texts, whole, group.responses, strict=True):
+        shift = text.rfind(response.text.strip()) - (len(response.text) - len(response.text.lstrip()))
+        places = [max(0, _last_token(one.spans, step.end + shift) - shared) for step in response.steps]
+        if places and not step_ends(response.text[response.steps[-1].end :], delimiter):
+            places[-1] = len(one.tokens) - shared - 1
+        ends.append(tuple(places))
+    tokens = whole[0].tokens[:shared]
+    return RenderedGroup(group, tokens, tuple(one.tokens[shared:] for one in whole), tuple(ends))
 
 
 _Response = tuple[tuple[int, ...], tuple[int, ...]]

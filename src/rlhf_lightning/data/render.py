@@ -48,6 +48,8 @@ class Renderer:
         chat: Whether to use its chat template.
         system: The system's turn of chats that don't begin with one.
         chat_template_kwargs: What else the template is told, such as ``enable_thinking``.
+        ending: What ends a response in a chat: ``turn`` (as the template ends a turn) or ``eos``; ``template`` for
+            reward models to which prompt and response are one conversation (:mod:`rlhf_lightning.data.judged`).
 
     Raises:
         ModelSourceError: If the tokenizer has no chat template, and one is asked for.
@@ -59,6 +61,7 @@ class Renderer:
     chat: bool = False
     system: str | None = None
     chat_template_kwargs: Mapping[str, Any] | None = None
+    ending: str = "turn"
 
     def __post_init__(self) -> None:
         if self.system is not None and not self.chat:
@@ -127,7 +130,7 @@ class Renderer:
         Raises:
             ModelSourceError: If the tokenizer has neither.
         """
-        own = end_of_turn(self.tokenizer) if self.chat else ()
+        own = end_of_turn(self.tokenizer) if self.chat and self.ending != "eos" else ()
         if not own and self.tokenizer.eos_token_id is None:
             raise ModelSourceError(f"{self._origin} has no end-of-sequence token, so no response could end")
         return own or (int(self.tokenizer.eos_token_id),)

@@ -32,7 +32,7 @@ from rlhf_lightning.evaluation.tables import print_curves
 from rlhf_lightning.functional.step_scores import STEP_AGGREGATIONS
 from rlhf_lightning.models.sources import DType
 from rlhf_lightning.registry import check_choice, defaults_of
-from rlhf_lightning.scorers.judge import RewardJudge
+from rlhf_lightning.scorers.judge import Chat, RewardJudge
 
 LAST = STEP_AGGREGATIONS[0]
 
@@ -71,6 +71,8 @@ class BestOfN:
         token_budget: Most tokens of a packed row.
         bootstrap: Resamples of the prompts.
         seed: Of the resamples, and of the majority's subsets.
+        chat: Whether reward models are asked through their chat templates; ``auto``: as the card of each
+            says (``reward_model.json``), and where it has none, if it has a template.
 
     Raises:
         ConfigError: If an argument cannot be.
@@ -91,11 +93,14 @@ class BestOfN:
         token_budget: int = 8192,
         bootstrap: int = BOOTSTRAP_DRAWS,
         seed: int = 0,
+        chat: Chat = "auto",
     ) -> None:
         self.pools, self.reward_models = dict(pools), dict(reward_models or {})
-        self.aggregations = tuple(dict.fromkeys(aggregations or defaults_of(type(self))["aggregations"]))
+        wanted = defaults_of(type(self))["aggregations"] if aggregations is None else aggregations
+        self.aggregations = tuple(dict.fromkeys(wanted))
         self.n, self.out, self.dtype, self.device = n, Path(out).expanduser(), dtype, device
         self.token_budget, self.bootstrap, self.seed = token_budget, bootstrap, seed
+        self.chat = chat
         self.console = Console()
         self._check()
 
@@ -191,7 +196,7 @@ class BestOfN:
 
     def _rater(self, label: str, path: str) -> Rater:
         try:
-            judge = RewardJudge(path, dtype=self.dtype, token_budget=self.token_budget)
+            judge = RewardJudge(path, dtype=self.dtype, token_budget=self.token_budget, chat=self.chat)
             _ = judge.renderer
         except RLHFError as error:
             raise type(error)(f"reward_models.{label}: {error}") from error

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -34,6 +35,10 @@ class RewardCard:
         system: The chat's system turn.
         base: Identity of the model it was made from.
         tasks: Tasks it was trained on.
+        end: What follows a response that ended: ``eos`` (the end-of-sequence token), ``turn`` (in a chat, the tokens
+            with which the template ends a turn), or ``template`` (question and response are one conversation, put by
+            the template from its beginning to its end, as models from elsewhere are trained).
+        chat_template_kwargs: What else the chat template is told.
     """
 
     supervision: Literal["outcome", "process"] = "outcome"
@@ -42,6 +47,21 @@ class RewardCard:
     system: str | None = None
     base: str = ""
     tasks: tuple[str, ...] = ()
+    end: Literal["eos", "turn", "template"] = "eos"
+    chat_template_kwargs: Mapping[str, Any] | None = None
+
+    def asked(self, *, chat: bool, system: str | None, chat_template_kwargs: Mapping[str, Any] | None) -> RewardCard:
+        """The card of the same model asked otherwise.
+
+        Args:
+            chat: Through its chat template or not; as whole conversations where it was not trained so here.
+            system: The system's turn, in place of the card's.
+            chat_template_kwargs: In place of the card's.
+        """
+        card = self if chat == self.chat else replace(self, chat=chat, end="template" if chat else "eos")
+        card = card if chat else replace(card, system=None, chat_template_kwargs=None)
+        card = card if system is None else replace(card, system=system)
+        return card if chat_template_kwargs is None else replace(card, chat_template_kwargs=chat_template_kwargs)
 
 
 def save_reward_model(
@@ -75,6 +95,11 @@ class RewardModelFolder(Folder):
                 f"{self.path} holds no reward model: its weights have no scalar head ('score.weight'). "
                 "Train one with: rlhf fit --config tiny/orm.yaml"
             )
+
+    @property
+    def has_card(self) -> bool:
+        """Whether the folder says how it was trained."""
+        return (self.path / CARD_FILE).is_file()
 
     def load(self) -> PreTrainedModel:
         """Backbone and head, in evaluation mode; the head in float32 at least, whatever the backbone is."""

@@ -264,9 +264,8 @@ class RewardModel(MeasuredRewards):
             return
         data = self.data
         tasks = tuple(sorted({group.group.task for group in data.held_out_groups()}))
-        card = RewardCard(
-            self.supervision, data.delimiter, data.chat, data.system, self.backbone_source.identity(), tasks
-        )
+        own = (data.delimiter, data.chat, data.system, self.backbone_source.identity(), tasks)
+        card = RewardCard(self.supervision, *own, "turn", getattr(data, "chat_template_kwargs", None))
         merged = merged_scalar(model)
         write_whole_folder(folder, lambda aside: save_reward_model(merged, self.tokenizer, card, aside))
 

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from rlhf_lightning.data.chat import has_template
 from rlhf_lightning.data.judged import render_groups
 from rlhf_lightning.data.render import Renderer
 from rlhf_lightning.data.steps import step_ends
 from rlhf_lightning.errors import ConfigError, ModelSourceError
 from rlhf_lightning.functional.step_scores import STEP_AGGREGATIONS, aggregate_steps
 from rlhf_lightning.models.prepare import frozen
-from rlhf_lightning.models.reward_folder import RewardModelFolder
+from rlhf_lightning.models.reward_folder import CARD_FILE, RewardCard, RewardModelFolder
 from rlhf_lightning.models.scoring import score_groups
 from rlhf_lightning.models.sources import DType
 from rlhf_lightning.registry import check_choice
 from rlhf_lightning.reward_types import JudgedGroup, JudgedResponse, RenderedGroup, ResponseScore, Step
+from rlhf_lightning.types import Problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+Chat = bool | Literal["auto"]
+_log = logging.getLogger(__name__)
 
 CHUNK = 64
 """Problems that are put into tokens, and packed into rows, together."""
@@ -38,12 +44,25 @@ class RewardJudge:
         path: The reward model's folder.
         dtype: Type of its weights.
         token_budget: Most tokens of a packed row; a prompt with one response that is longer gets a row of its own.
+        chat: Whether it is asked through its chat template; ``auto``: as its card says (``reward_model.json``), and
+            where it has none, as models from elsewhere, if it has a template.
+        system: The system's turn of chats; the card's when not given.
+        chat_template_kwargs: What else its template is told; what the card says when not given.
 
     Raises:
         ModelSourceError: If the folder holds no reward model; says how to train one.
     """
 
-    def __init__(self, path: str, *, dtype: DType = "float32", token_budget: int = 8192) -> None:
+    def __init__(
+        self,
+        path: str,
+        *,
+        dtype: DType = "float32",
+        token_budget: int = 8192,
+        chat: Chat = "auto",
+        system: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
         try:
             self.folder = RewardModelFolder(path, dtype)
         except ModelSourceError as error:
@@ -51,6 +70,7 @@ class RewardJudge:
             how = "" if "rlhf fit" in said else f"{'' if said.endswith('?') else '.'} {HOW_TO_TRAIN}"
             raise ModelSourceError(said + how) from error
         self.token_budget = token_budget
+        self._chat, self._told = chat, (system, chat_template_kwargs)
         self._model: PreTrainedModel | None = None
 
     @property
@@ -60,14 +80,29 @@ class RewardJudge:
 
     @cached_property
     def identity(self) -> str:
-        """A text that changes when the weights do."""
-        return self.folder.identity()
+        """A text that changes when the weights do, or the way in which it is asked."""
+        card = self.card
+        asked = (card.chat, card.end, card.system, card.chat_template_kwargs)
+        return self.folder.identity() + ("" if card == self.folder.card else f" asked {asked}")
+
+    @cached_property
+    def card(self) -> RewardCard:
+        """How it is asked."""
+        own, (system, arguments) = self.folder.card, self._told
+        chat = own.chat if self._chat == "auto" else self._chat
+        if self._chat == "auto" and not self.folder.has_card:
+            chat = has_template(self.folder.tokenizer())
+            how = "through its chat template (chat: false for plain text)" if chat else "in plain text, having none"
+            _log.warning("reward model %s has no %s: it is asked %s", self.folder.path, CARD_FILE, how)
+        return own.asked(chat=chat, system=system, chat_template_kwargs=arguments)
 
     @cached_property
     def renderer(self) -> Renderer:
         """Its own tokenizer, and its own way to put a question."""
-        card = self.folder.card
-        return Renderer(self.folder.tokenizer(), card.chat, card.system)
+        card = self.card
+        made = Renderer(self.folder.tokenizer(), card.chat, card.system, card.chat_template_kwargs, card.end)
+        render_groups(made, [JudgedGroup(Problem("?", "?"), "", (JudgedResponse("!"),))])  # what cannot be is told now
+        return made
 
     @cached_property
     def context(self) -> int:

@@ -17,7 +17,7 @@ from rlhf_lightning.protocols import Scorer
 from rlhf_lightning.registry import check_choice, register
 from rlhf_lightning.scorers._judged_rollout import groups_of, scores_of
 from rlhf_lightning.scorers._step_tokens import step_scores
-from rlhf_lightning.scorers.judge import RewardJudge
+from rlhf_lightning.scorers.judge import Chat, RewardJudge
 from rlhf_lightning.types import Rollout, Scores
 
 if TYPE_CHECKING:
@@ -41,6 +41,10 @@ class RewardModelScorer(Scorer):
         dtype: Type of the weights; scores are float32.
         failure_score: Score of a response that is longer than the reward model's context, or empty and cut off.
         label: Name under which the scores are logged.
+        chat: Whether the model is asked through its own chat template; ``auto``: as its ``reward_model.json`` says, and
+            where it has none, if it has a template.
+        system: The system's turn of its chats; what the folder says when not given.
+        chat_template_kwargs: What else its template is told; what the folder says when not given.
 
     Raises:
         ConfigError: If the aggregation does not exist, or the token budget is not above 0.
@@ -56,12 +60,16 @@ class RewardModelScorer(Scorer):
         dtype: DType = "float32",
         failure_score: float = -5.0,
         label: str = "reward_model",
+        chat: Chat = "auto",
+        system: str | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
     ) -> None:
         check_choice(aggregation, STEP_AGGREGATIONS, f"scorer {label}: aggregation")
         if token_budget < 1:
             raise ConfigError(f"scorer {label}: token_budget must be at least 1, got {token_budget}")
         self.path, self.aggregation, self.token_budget, self.dtype = path, aggregation, token_budget, dtype
         self.failure_score, self.name = failure_score, label
+        self.asked: dict[str, Any] = {"chat": chat, "system": system, "chat_template_kwargs": chat_template_kwargs}
         self._judge: RewardJudge | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._place: Callable[[nn.Module], nn.Module] | None = None
@@ -76,7 +84,7 @@ class RewardModelScorer(Scorer):
         """
         if self._judge is None:
             try:
-                judge = RewardJudge(self.path, dtype=self.dtype, token_budget=self.token_budget)
+                judge = RewardJudge(self.path, dtype=self.dtype, token_budget=self.token_budget, **self.asked)
                 judge.check_aggregation(self.aggregation)
             except RLHFError as error:
                 raise type(error)(f"scorer {self.name}: {error}") from error

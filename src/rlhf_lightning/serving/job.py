@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rlhf_lightning.devices import find_device
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.models.sources import DType
-from rlhf_lightning.scorers.judge import RewardJudge
+from rlhf_lightning.scorers.judge import Chat, RewardJudge
 from rlhf_lightning.serving.address import bound, check_address, read_token
 from rlhf_lightning.serving.server import Limits, ScoreServer
 
@@ -29,6 +30,10 @@ class ServeRM:
         max_items: Most responses a request.
         queue: Most requests that wait while one is scored; further ones are told to come again.
         timeout: Seconds within which a request must have arrived, and its answer must be taken.
+        chat: Whether the model is asked through its own chat template; ``auto``: as its ``reward_model.json`` says, and
+            where it has none, if it has a template.
+        system: The system's turn of its chats; what the folder says when not given.
+        chat_template_kwargs: What else its template is told; what the folder says when not given.
 
     Raises:
         ConfigError: If a value is out of range, or the address needs a token that is not given.
@@ -48,9 +53,13 @@ class ServeRM:
         max_items: int = 4096,
         queue: int = 16,
         timeout: float = 30.0,
+        chat: Chat = "auto",
+        system: str | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
     ) -> None:
         self.path, self.host, self.port, self.dtype, self.device = path, host, port, dtype, device
         self.token_budget = token_budget
+        self.asked: dict[str, Any] = {"chat": chat, "system": system, "chat_template_kwargs": chat_template_kwargs}
         self.limits = Limits(max_request_bytes, max_items, queue, timeout)
         if token_budget <= 0:
             raise ConfigError(f"serve-rm: token_budget must be above 0, got {token_budget}")
@@ -59,7 +68,8 @@ class ServeRM:
 
     def run(self) -> None:
         """Serves until the process is told to stop; requests that are being answered are finished."""
-        judge = RewardJudge(self.path, dtype=self.dtype, token_budget=self.token_budget)
+        judge = RewardJudge(self.path, dtype=self.dtype, token_budget=self.token_budget, **self.asked)
+        _ = judge.renderer  # what cannot be asked is told before the weights are loaded
         with self.bound(judge) as server:
             judge.load(find_device(self.device))
             print(f"serving {judge.identity} at {server.url} (POST /score, GET /health)", flush=True)
