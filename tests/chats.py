@@ -91,3 +91,18 @@ def family_reward_model(family: Family, folder, *, seed: int = 0, template: bool
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return model.eval(), tokenizer
+
+
+def family_policy(family: Family, folder, *, seed: int = 0):
+    """A random causal LM with the family's tokenizer, as a folder."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = family_tokenizer(family)
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ends = {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes, **ends, max_position_embeddings=512))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from tests.chats import QWEN, family_policy
 
 from rlhf_lightning.models.tiny import TinyLlama
 
@@ -146,3 +147,36 @@ def test_no_prompt(rlhf, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     assert "no prompt" in rlhf("generate", "--model", "tiny-llama").error
     assert "has no token" in rlhf("generate", "--model", "tiny-llama", "--prompt", "").error
+
+
+def test_chats_take_a_system_turn_and_arguments_of_the_template(rlhf, tmp_path):
+    model = ["generate", "--model", str(family_policy(QWEN, tmp_path)), "--prompt", "1+1", *SHORT, "--chat"]
+    (row,) = rows(rlhf(*model, "--system", "Add.", "--chat_template_kwargs", '{"enable_thinking": false}'))
+    assert row["prompt"] == (
+        "<|im_start|>system\nAdd.<|im_end|>\n<|im_start|>user\n1+1<|im_end|>\n"
+        "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    )
+    for more, said in {
+        ("--chat_template_kwargs", "{"): "--chat_template_kwargs is no JSON",
+        ("--chat_template_kwargs", "3"): "must be a JSON object",
+        ("--chat_template_kwargs", '{"enable_thinkin": 1}'): "Did you mean 'enable_thinking'",
+    }.items():
+        outcome = rlhf(*model, *more)
+        assert outcome.code != 0 and said in outcome.err and "Traceback" not in outcome.err
+    outcome = rlhf(*[word for word in model if word != "--chat"], "--system", "Add.")
+    assert outcome.code != 0 and "give --chat too" in outcome.err
+
+
+def test_special_tokens_are_shown_stop_a_response_and_can_be_left_out(rlhf, tmp_path):
+    words = ["generate", "--model", str(family_policy(QWEN, tmp_path)), "--prompt", "1+1", "--json", "--n", "64"]
+    words += ["--max_new_tokens", "24", "--seed", "3"]
+    shown, hidden = rows(rlhf(*words)), rows(rlhf(*words, "--skip_special_tokens"))
+    assert any("<think>" in row["response"] for row in shown)
+    left = [row["response"] for row in shown]
+    for token in ("<think>", "</think>", "<|im_start|>", "<|im_end|>", "<|endoftext|>"):
+        left = [text.replace(token, "") for text in left]
+    assert left == [row["response"] for row in hidden]
+    stopped = rows(rlhf(*words, "--stop", "<think>"))
+    assert all(row["response"].count("<think>") <= 1 for row in stopped)
+    ends = [row for row in stopped if "<think>" in row["response"]]
+    assert ends and all(row["response"].endswith("<think>") and row["finished"] for row in ends)

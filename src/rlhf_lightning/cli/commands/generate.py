@@ -33,6 +33,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stop", action="append", default=[], help="text that ends a response; may be repeated")
     parser.add_argument("--seed", type=int, default=1, help="of the draws (default 1)")
     parser.add_argument("--chat", action="store_true", help="send the prompt through the model's chat template")
+    parser.add_argument("--system", help="the chat's system turn")
+    parser.add_argument("--chat_template_kwargs", help="what else the template is told: '{\"enable_thinking\": false}'")
+    parser.add_argument(
+        "--skip_special_tokens", action="store_true", help="leave special tokens such as <think> out of the text"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object a response, one a line")
 
 
@@ -47,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
     load_builtins()
     policy = find_policy(options.model, options.config)
     tokenizer = policy.tokenizer()
-    prompts = [make_prompt(tokenizer, text, index, chat=options.chat) for index, text in enumerate(texts)]
+    prompts = make_prompts(tokenizer, texts, chat=options.chat, system=options.system, told=_told(options))
     _check_lengths(prompts, params, context_length(policy))
     rollout = sample(policy.load(), tokenizer, prompts, Draw(params, options.n, options.seed))
     (_print_json if options.json else _print_panels)(rollout)
@@ -81,24 +86,47 @@ def sample(model: Any, tokenizer: Any, prompts: list[Prompt], draw: Draw) -> Rol
     return sampler(prompts, samples_per_prompt=draw.samples, seeds=seeds, params=draw.params)
 
 
-def make_prompt(tokenizer: Any, text: str, index: int, *, chat: bool) -> Prompt:
-    """The prompt as the model reads it.
+def make_prompts(
+    tokenizer: Any, texts: list[str], *, chat: bool, system: str | None = None, told: dict[str, Any] | None = None
+) -> list[Prompt]:
+    """The prompts as the model reads them.
+
+    Args:
+        tokenizer: The model's.
+        texts: What is asked.
+        chat: Whether to use the chat template.
+        system: The chat's system turn.
+        told: What else the template is told.
 
     Raises:
-        ConfigError: If a chat template is asked for and the tokenizer has none, or the prompt has no token.
+        ConfigError: If a chat template is asked for and the tokenizer has none, or a prompt has no token.
     """
-    from rlhf_lightning.types import Problem, Prompt
+    from rlhf_lightning.data.chat import has_template
+    from rlhf_lightning.data.render import Renderer
+    from rlhf_lightning.types import Problem
 
-    rendered = text
-    if chat:
-        if not getattr(tokenizer, "chat_template", None):
-            raise ConfigError("--chat: the model's tokenizer has no chat template; leave --chat out for plain text")
-        turn = [{"role": "user", "content": text}]
-        rendered = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-    tokens = tuple(tokenizer(rendered, add_special_tokens=not chat)["input_ids"])
-    if not tokens:
-        raise ConfigError(f"--prompt: {text!r} has no token")
-    return Prompt(Problem(str(index), text), "generate", rendered, tokens, index)
+    if chat and not has_template(tokenizer):
+        raise ConfigError("--chat: the model's tokenizer has no chat template; leave --chat out for plain text")
+    if not chat and (system is not None or told is not None):
+        raise ConfigError("--system and --chat_template_kwargs are of a chat: give --chat too")
+    renderer = Renderer(tokenizer, chat, system, told)
+    prompts = renderer.render([("generate", i, Problem(str(i), text)) for i, text in enumerate(texts)])
+    for prompt in prompts:
+        if not prompt.tokens:
+            raise ConfigError(f"--prompt: {prompt.text!r} has no token")
+    return prompts
+
+
+def _told(options: argparse.Namespace) -> dict[str, Any] | None:
+    if options.chat_template_kwargs is None:
+        return None
+    try:
+        told = json.loads(options.chat_template_kwargs)
+    except ValueError as error:
+        raise ConfigError(f"--chat_template_kwargs is no JSON: {error}") from error
+    if not isinstance(told, dict):
+        raise ConfigError(f"--chat_template_kwargs must be a JSON object, got {options.chat_template_kwargs!r}")
+    return told
 
 
 def _check(options: argparse.Namespace, texts: list[str]) -> None:
@@ -124,7 +152,12 @@ def _params(options: argparse.Namespace) -> SamplingParams:
 
     try:
         return SamplingParams(
-            options.max_new_tokens, options.temperature, options.top_k, options.top_p, tuple(options.stop)
+            options.max_new_tokens,
+            options.temperature,
+            options.top_k,
+            options.top_p,
+            tuple(options.stop),
+            not options.skip_special_tokens,
         )
     except ValueError as error:
         raise ConfigError(f"rlhf generate: --{error}") from error
