@@ -6,10 +6,10 @@ import copy
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from rlhf_lightning.models.lean import make_lean
 from rlhf_lightning.models.lora import LoRA
+from rlhf_lightning.models.repeatable import without_noise
 from rlhf_lightning.models.scalar import scalar_model
 
 if TYPE_CHECKING:
@@ -54,11 +54,11 @@ def in_float32(model: PreTrainedModel, *, trained_alone: bool = False) -> PreTra
 
 
 def trainable(model: PreTrainedModel, *, lora: LoRA | None, gradient_checkpointing: bool) -> PreTrainedModel:
-    """The model with dropout off, its adapters on if asked for, and activation checkpointing if asked for.
+    """The model without noise, its adapters on if asked for, and activation checkpointing if asked for.
 
     Adapters are float32 at least. On CPU norms and MLPs run leaner (``models.lean``).
     """
-    make_lean(without_dropout(model))
+    make_lean(without_noise(model))
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return in_float32(lora(model), trained_alone=True) if lora else model
@@ -89,15 +89,5 @@ def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
 
 def frozen(model: PreTrainedModel) -> PreTrainedModel:
     """The model, made to never train."""
-    make_lean(without_dropout(model))
+    make_lean(without_noise(model))
     return model.requires_grad_(False).eval()
-
-
-def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
-    """Turns dropout off for good: a ratio of 1 must be 1, and no draw may be hidden."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0  # type: ignore[assignment]
-    return model

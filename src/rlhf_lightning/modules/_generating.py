@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
 
 from rlhf_lightning.data.seeding import derive_seed
 from rlhf_lightning.holdings import POLICY, HeldModel
 from rlhf_lightning.models.export import rehearse
 from rlhf_lightning.models.lora import LoRA
-from rlhf_lightning.models.packed import causal_lm, check_packable
+from rlhf_lightning.models.packed import causal_lm, check_packable, packed_logprobs
 from rlhf_lightning.models.prepare import load_to_train, skeleton, trainable, trained_dtype
 from rlhf_lightning.modules._edges import EdgeModule
 from rlhf_lightning.modules.evaluation import evaluate, greedy, sampled_metrics
@@ -22,7 +24,7 @@ from rlhf_lightning.samplers.seeds import sample_seeds
 from rlhf_lightning.samplers.shared import shared as shared_sampler
 from rlhf_lightning.scorers import VerifierScorer
 from rlhf_lightning.scorers.shared import shared
-from rlhf_lightning.types import Prompt
+from rlhf_lightning.types import PackedSequences, Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -113,6 +115,10 @@ class GeneratingModule(EdgeModule):
 
     def load_frozen(self) -> None:
         """Loads what never trains, after :meth:`load_trained`; nothing by default."""
+
+    def short_forwards(self) -> dict[str, tuple[torch.nn.Module, Callable[[PackedSequences], Tensor]]]:
+        """The policy's log-probs."""
+        return {"policy": (self.model, partial(packed_logprobs, self.model))}
 
     def models(self) -> dict[str, torch.nn.Module]:
         """The policy."""

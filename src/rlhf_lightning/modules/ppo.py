@@ -8,7 +8,7 @@ go through ``reward_transforms`` before the advantages are estimated, so the pap
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -37,7 +37,7 @@ from rlhf_lightning.protocols import (
 from rlhf_lightning.registry import filled
 from rlhf_lightning.samplers import InProcessSampler
 from rlhf_lightning.scorers import VerifierScorer
-from rlhf_lightning.types import Rollout, UpdateBatch
+from rlhf_lightning.types import PackedSequences, Rollout, UpdateBatch
 
 if TYPE_CHECKING:
     from rlhf_lightning.data.prompts import PromptData
@@ -169,6 +169,10 @@ class PPOModule(PolicyModule):
     def parameter_groups(self) -> dict[str, Iterable[torch.nn.Parameter]]:
         """The policy's and the critic's parameters."""
         return {**super().parameter_groups(), "critic": self.value_model.parameters()}
+
+    def short_forwards(self) -> dict[str, tuple[nn.Module, Callable[[PackedSequences], Tensor]]]:
+        """The policy's log-probs and the critic's values."""
+        return {**super().short_forwards(), "critic": (self.value_model, partial(self.value_model.values, self.model))}
 
     def models(self) -> dict[str, nn.Module]:
         """The policy, the critic, and the reference."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -28,6 +28,7 @@ from rlhf_lightning.modules.sharing import own_batches
 from rlhf_lightning.protocols import ModelSource
 from rlhf_lightning.registry import check_choice, defaults_of
 from rlhf_lightning.reward_types import RenderedGroup, RewardBatch
+from rlhf_lightning.types import PackedSequences
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -201,6 +202,10 @@ class RewardModel(MeasuredRewards):
     def scalar_models(self) -> dict[str, tuple[torch.nn.Module, Any]]:
         """The reward model."""
         return {"reward model": (self.model, self.backbone_source.tokenizer())}
+
+    def short_forwards(self) -> dict[str, tuple[torch.nn.Module, Callable[[PackedSequences], Tensor]]]:
+        """The head's outputs."""
+        return {"reward model": (self.model, lambda row: packed_scalars(self.model, row, row.predict_index))}
 
     def models(self) -> dict[str, torch.nn.Module]:
         """Backbone and head."""
