@@ -82,7 +82,8 @@ def test_held_out_questions_in_the_file_are_left_out(bound, written, listed, cap
     [
         ({"prompt": "a"}, {}, r"demos\.jsonl, line 2: no field 'response'\. Present: prompt"),
         ({"promt": "a", "response": "b"}, {}, "Did you mean 'promt'"),
-        ({"prompt": "a", "response": ["b"]}, {}, "field 'response' must be text or a number, got list"),
+        ({"prompt": "a", "response": True}, {}, "field 'response' must be text or a number, got True"),
+        ({"prompt": "a", "response": ["b"]}, {}, "field 'response' must be a list of {role, content}, got list"),
     ],
 )
 def test_bad_rows_are_named(bound, written, row, arguments, said):
@@ -98,7 +99,7 @@ def test_bad_rows_are_named(bound, written, row, arguments, said):
         ([], "must be a list of {role, content}"),
         ([{"role": "user", "content": "q"}], "must end with an assistant's turn"),
         ([{"role": "assistant", "content": "q"}], "after at least one other"),
-        (None, "no field 'messages'|must be text"),
+        (None, "must be a list of {role, content}, got None"),
     ],
 )
 def test_bad_chats_are_named(bound, written, messages, said):
@@ -138,3 +139,23 @@ def test_a_task_without_demonstrations_says_so(bound, listed):
 
     with pytest.raises(DataError, match="task listed: there are no demonstrations"):
         bound(task=Silent("a", "b"))
+
+
+def test_chats_in_other_spellings_and_fields_by_path(bound, written, tokenizer):
+    talk = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "r"}]
+    data = bound(path=written({"data": {"conversations": talk}}), messages_field="data.conversations", chat=True)
+    assert readable(tokenizer, data.train_examples(0, 1)) == [("[u]q|[a]", "r<eos>")]
+    turns = {"ask": [{"role": "user", "content": "q"}], "say": [{"role": "assistant", "content": "r"}]}
+    data = bound(path=written({"row": turns}), prompt_field="row.ask", response_field="row.say", chat=True)
+    assert readable(tokenizer, data.train_examples(0, 1)) == [("[u]q|[a]", "r<eos>")]
+
+
+def test_bad_rows_are_left_out_if_one_says_so(bound, written, caplog):
+    path = written({"prompt": "p", "response": "r"}, {"prompt": "q"})
+    with caplog.at_level(logging.WARNING):
+        assert bound(path=path, on_bad_row="skip").size == 1
+    assert "1 of 2 rows are malformed and left out; the first: " in caplog.text
+    with pytest.raises(DataError, match="no demonstration in 1 rows: all are malformed"):
+        bound(path=written({"prompt": "q"}), on_bad_row="skip")
+    with pytest.raises(ConfigError, match="on_bad_row: there is no 'drop'"):
+        bound(path=path, on_bad_row="drop")

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
 from rlhf_lightning.data._tasks import TaskData, as_list, described, spread
 from rlhf_lightning.data.order import PromptOrder
-from rlhf_lightning.data.row_files import read_rows
-from rlhf_lightning.data.rows import Row, question_key
+from rlhf_lightning.data.row_files import open_rows
+from rlhf_lightning.data.rows import ON_BAD_ROW, Field, Row, question_key
 from rlhf_lightning.errors import ConfigError, DataError
 from rlhf_lightning.protocols import Task
+from rlhf_lightning.registry import check_choice
 from rlhf_lightning.types import Problem, Prompt
 
 Example = tuple[Prompt, tuple[int, ...]]
@@ -30,9 +31,11 @@ class DemonstrationData(TaskData):
     Args:
         task: Where held-out prompts come from, and the demonstrations too if there is no ``path``.
         size: Demonstrations to take from each task (fewer where it has fewer).
-        path: JSONL or Parquet file of demonstrations. Rows whose prompt is a held-out question are left out.
-        prompt_field: Its field of the prompt (the user's turn in a chat).
-        response_field: Its field of the response.
+        path: Files of demonstrations, as :func:`rlhf_lightning.data.row_files.open_rows` reads them. Rows whose prompt
+            is a held-out question are left out.
+        prompt_field: Field of the prompt: a text (the user's turn in a chat), or turns. Like all, it may be a path, as
+            ``extra.prompt``.
+        response_field: Field of the response: a text, or the assistant's turn.
         messages_field: Its field of whole chats, instead of those two: a list of ``{role, content}`` that ends with the
             assistant's turn, which is learnt. Needs ``chat: true``.
         chat: Whether prompts go through the tokenizer's chat template.
@@ -43,6 +46,10 @@ class DemonstrationData(TaskData):
         seed: Run seed: the order of examples.
         chat_template_kwargs: What else the chat template is told, such as ``{enable_thinking: false}``. A template that
             asks for the date is told 2024-07-26 on every day, or what ``strftime_now`` says here.
+        on_bad_row: ``error`` refuses a malformed row with its place and field; ``skip`` leaves it out and warns once.
+        subset: Configuration of a data set of the hub.
+        split: Split of a data set of the hub, or of a saved one; ``train`` when not given.
+        cache_dir: Folder that ``datasets`` keeps its files in.
 
     Raises:
         ConfigError: If there is neither task nor file, or a value is out of range.
@@ -52,7 +59,7 @@ class DemonstrationData(TaskData):
         self,
         task: Task | list[Task] | None = None,
         size: int = 10_000,
-        path: str | None = None,
+        path: str | list[str] | None = None,
         prompt_field: str = "prompt",
         response_field: str = "response",
         messages_field: str | None = None,
@@ -63,6 +70,10 @@ class DemonstrationData(TaskData):
         eval_batch_size: int = 64,
         seed: int = 1,
         chat_template_kwargs: dict[str, Any] | None = None,
+        on_bad_row: str = "error",
+        subset: str | None = None,
+        split: str | None = None,
+        cache_dir: str | None = None,
     ) -> None:
         own = (max_prompt_tokens, drop_long, eval_batch_size, seed, chat_template_kwargs)
         super().__init__(as_list(task), chat, system, *own)
@@ -72,7 +83,9 @@ class DemonstrationData(TaskData):
             raise ConfigError(f"DemonstrationData: size must be at least 1, got {size}")
         if messages_field is not None and not chat:
             raise ConfigError("DemonstrationData: messages_field holds chats, so it needs chat: true")
+        check_choice(on_bad_row, ON_BAD_ROW, "DemonstrationData: on_bad_row")
         self.demonstrations_wanted, self.path = size, path
+        self.on_bad_row, self.subset, self.split, self.cache_dir = on_bad_row, subset, split, cache_dir
         self.prompt_field, self.response_field, self.messages_field = prompt_field, response_field, messages_field
         self._sources: list[_Source] | None = None
 
@@ -115,8 +128,21 @@ class DemonstrationData(TaskData):
             for demonstration in islice(task.demonstrations(), self.demonstrations_wanted)
         ]
 
-    def _from_file(self, path: str) -> list[_Source]:
-        rows = [self._parse(row) for row in read_rows(path)]
+    def _from_file(self, path: str | list[str]) -> list[_Source]:
+        given = open_rows(path, subset=self.subset, split=self.split, cache_dir=self.cache_dir)
+        rows: list[_Source] = []
+        bad, first = 0, ""
+        for index in range(len(given)):
+            try:
+                rows.append(self._parse(given[index]))
+            except DataError as error:
+                if self.on_bad_row != "skip":
+                    raise
+                bad, first = bad + 1, first or str(error)
+        if bad:
+            _log.warning("%d of %d rows are malformed and left out; the first: %s", bad, len(given), first)
+        if not rows:
+            raise DataError(f"{path}: no demonstration in {len(given)} rows: all are malformed; the first: {first}")
         held_out = {question_key(p.whole_question) for task in self.tasks.values() for p in task.held_out_problems()}
         kept = [row for row in rows if question_key(row[1].whole_question) not in held_out]
         if len(kept) < len(rows):
@@ -126,13 +152,19 @@ class DemonstrationData(TaskData):
         return kept
 
     def _parse(self, row: Row) -> _Source:
-        file = re.split(r"[/\\]", row.path)[-1]
-        id, place = f"{file}:{row.number}", {"place": row.place}
+        file, about = row.name or re.split(r"[/\\]", row.path)[-1], {"place": row.place}
         if self.messages_field is None:
-            return file, Problem(id, row.text(self.prompt_field), metadata=place), row.text(self.response_field)
-        *before, last = _turns(row, self.messages_field)
+            asked, answer = Field.of(row).at(self.prompt_field), Field.of(row).at(self.response_field)
+            response = answer.answer()[1] if isinstance(answer.value, list | Mapping) else row.text(self.response_field)
+            return file, Problem.asking(row.id, asked.asked(), metadata=about), response
+        field = Field.of(row).at(self.messages_field)
+        *before, last = field.turns()
+        if last["role"] != "assistant" or not before:
+            raise DataError(
+                f"{row.place}: field {field.path!r} must end with an assistant's turn after at least one other"
+            )
         question = next((turn["content"] for turn in reversed(before) if turn["role"] == "user"), "")
-        return file, Problem(id, question, metadata={**place, "messages": before}), last["content"]
+        return file, Problem(row.id, question, metadata={**about, "messages": before}), last["content"]
 
     def _fitting_examples(self, indices: Sequence[int] | dict[int, None]) -> list[Example]:
         wanted = [(index, self._load()[index]) for index in indices]
@@ -161,18 +193,3 @@ class DemonstrationData(TaskData):
 
 _Source = tuple[str, Problem, str]
 """Task (or file), problem, response."""
-
-
-def _turns(row: Row, field: str) -> list[dict[str, str]]:
-    turns: Any = row.fields.get(field)
-    if turns is None:
-        row.text(field)  # says which fields there are
-    shaped = isinstance(turns, list) and all(
-        isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
-        for turn in turns
-    )
-    if not shaped or not turns:
-        raise DataError(f"{row.place}: field {field!r} must be a list of {{role, content}}")
-    if turns[-1]["role"] != "assistant" or len(turns) < 2:
-        raise DataError(f"{row.place}: field {field!r} must end with an assistant's turn after at least one other")
-    return list(turns)
