@@ -1,8 +1,7 @@
-"""How an answer is compared with the reference, by name: each takes (reference, answer) and returns 0 or 1."""
+"""How a response is compared with the reference, by name: exactly, by its last number, or as mathematics."""
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Callable
 from decimal import Decimal
@@ -14,11 +13,16 @@ from types import ModuleType
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.protocols import AnswerVerifier
 from rlhf_lightning.registry import check_choice, plugins, register, resolve
+from rlhf_lightning.tasks.math_equal import check_readable, same
+from rlhf_lightning.tasks.math_text import clean, find_answer
+from rlhf_lightning.tasks.math_text import last_boxed as last_boxed
 from rlhf_lightning.types import Problem
 
 _NUMBER = re.compile(
-    r"(?:(?<![\w.)])-)?(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)(?:/[0-9]+)?"
+    r"(?:(?<![\w.)])-)?(?:[0-9]+\s+(?=[0-9]+/[0-9]))?"
+    r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)(?:/[0-9]+|[eE][-+]?[0-9]{1,4}(?![\w.]))?"
 )
+_MINUS = str.maketrans("−–‐‑﹣－", "------")
 DEFAULT_ANSWER_PATTERN = r"(?s)^(?:.*Answer:)?\s*(.*?)\s*$"
 """Text after the last ``Answer:``, or else the whole response; stripped."""
 
@@ -41,21 +45,20 @@ def numeric(reference: str, answer: str) -> float:
 
 
 def math_answer(reference: str, answer: str) -> float:
-    """1 if math-verify finds the expressions equal (LaTeX or plain; the boxed or last one in ``answer`` counts).
+    r"""1 if the answer that a response gives is the reference, as mathematics: in LaTeX or plain, boxed, bare or said.
 
-    No time limit of its own: sympy can take for ever, so call it through the ``verifier`` scorer, which stops it.
+    :func:`~rlhf_lightning.tasks.math_text.find_answer` says where the answer stands (what stands last counts), and
+    :mod:`~rlhf_lightning.tasks.math_equal` how it is compared. No time limit of its own: sympy can take for ever, so
+    call it through the ``verifier`` scorer, which stops it.
 
     Raises:
         ConfigError: If the package math-verify is not installed.
         ValueError: If the reference cannot be read.
     """
-    library = optional_package("math_verify")
-    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that the caller must limit the time: we do
-    gold = library.parse(_as_math(reference), parsing_timeout=None)
-    if not gold:
-        raise ValueError(f"math-verify cannot read the reference answer {reference!r}")
-    found = library.parse(answer, parsing_timeout=None)
-    return float(library.verify(gold, found, timeout_seconds=None, raise_on_error=True))
+    optional_package("math_verify")
+    check_readable(reference)
+    found = find_answer(answer)
+    return float(found is not None and same(last_boxed(reference) or reference, found))
 
 
 def read_exact(text: str) -> str | None:
@@ -70,9 +73,8 @@ def read_number(text: str) -> str | None:
 
 
 def read_math(text: str) -> str | None:
-    """What the last box holds, else the last line; a number in lowest terms. Equal expressions may still differ."""
-    found = last_boxed(text) or next((line for line in reversed(text.splitlines()) if line.strip()), "")
-    plain = found.strip().strip("$").strip()
+    """The answer that a response gives, cleaned; a number in lowest terms. Equal expressions may still differ."""
+    plain = clean(find_answer(text) or "")
     return read_number(plain) if _NUMBER.fullmatch(plain) else plain or None
 
 
@@ -104,11 +106,13 @@ class NumericVerifier(AnswerVerifier):
 
 @register("verifier", "math")
 class MathVerifier(AnswerVerifier):
-    """An equal expression, in LaTeX or plain.
+    """The same mathematics: numbers, expressions, lists, intervals, equations, matrices, quantities, or words.
 
     Raises:
         ConfigError: If the package math-verify is not installed.
     """
+
+    reads_responses = True
 
     def __init__(self) -> None:
         optional_package("math_verify")
@@ -117,9 +121,14 @@ class MathVerifier(AnswerVerifier):
         """As :func:`math_answer`."""
         return math_answer(problem.answer, response)
 
+    def check_problem(self, problem: Problem) -> None:
+        """Looks whether the reference can be read."""
+        check_readable(problem.answer)
+
     def prepare(self) -> None:
-        """Imports math-verify."""
+        """Imports math-verify, and with it sympy and its parser, and reads a first expression."""
         optional_package("math_verify")
+        same("x+1", "1+x")
 
     def answer_of(self, response: str) -> str | None:
         """As :func:`read_math`."""
@@ -145,24 +154,24 @@ def find_verifier(name: str) -> AnswerVerifier:
 
 
 def last_number(text: str) -> Fraction | None:
-    """The last number in a text, exactly; None where there is none (or it divides by zero)."""
+    r"""The last number in a text, exactly; None where there is none (or it divides by zero).
+
+    ``10,000``, ``10{,}000``, ``10\,000``, ``1e4``, ``1/2``, ``\frac{1}{2}``, ``2 1/2``; minus signs of all kinds.
+    """
+    text = re.sub(r"(?<=[0-9])(?:\{,\}|,?\\[,!]\s?|[\u2009\u202f])(?=[0-9]{3}(?![0-9]))", ",", text.translate(_MINUS))
+    text = re.sub(r"(?<=[0-9])\\(?=[dtc]?frac)", r" \\", text)
+    text = re.sub(r"\\[dtc]?frac\s*\{\s*(-?[0-9.]+)\s*\}\s*\{\s*([0-9.]+)\s*\}", r"\1/\2", text)
     found = _NUMBER.findall(text)
     if not found:
         return None
-    numerator, _, denominator = found[-1].replace(",", "").partition("/")
-    divisor = int(denominator or 1)
-    return Fraction(Decimal(numerator)) / divisor if divisor else None
-
-
-def last_boxed(text: str) -> str | None:
-    r"""What the last ``\boxed{…}`` holds, with its inner braces balanced."""
-    start = text.rfind("\\boxed{")
-    depth = 0
-    for position in range(start + 6, len(text)) if start >= 0 else ():
-        depth += {"{": 1, "}": -1}.get(text[position], 0)
-        if depth == 0:
-            return text[start + 7 : position]
-    return None
+    *whole, last = found[-1].replace(",", "").split()
+    numerator, _, denominator = last.partition("/")
+    if denominator and not int(denominator):
+        return None
+    value = Fraction(Decimal(numerator)) / int(denominator or 1)
+    if not whole:
+        return value
+    return Fraction(whole[0]) + (-value if whole[0].startswith("-") else value)
 
 
 def compile_pattern(pattern: str | None, key: str) -> re.Pattern[str]:
@@ -204,8 +213,3 @@ def optional_package(module: str) -> ModuleType:
             raise
         package = module.replace("_", "-")
         raise ConfigError(f"{package} is not installed; it comes with: pip install 'rlhf-lightning[tasks]'") from error
-
-
-def _as_math(reference: str) -> str:
-    """Letters and LaTeX are only found between dollar signs or in a box."""
-    return reference if "$" in reference or "\\boxed" in reference else f"${reference}$"
