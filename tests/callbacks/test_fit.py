@@ -151,8 +151,10 @@ def test_callbacks_that_the_user_gave_replace_the_defaults(run_dir):
         "Preemption",
         "MetricsLog",
         "SkippedUpdates",
+        "RunHealth",
         "RunPlots",
         "RunReport",
+        "ShownElsewhere",
         "RewardModelExport",
         "RolloutCheckpoint",
     ]

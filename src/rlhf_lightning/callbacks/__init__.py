@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lightning.pytorch.callbacks import Callback, ProgressBar
@@ -22,7 +22,9 @@ from rlhf_lightning.callbacks.report import RunReport
 from rlhf_lightning.callbacks.reward_export import RewardModelExport
 from rlhf_lightning.callbacks.sample_table import SampleTable
 from rlhf_lightning.callbacks.samples import SampleLog
+from rlhf_lightning.callbacks.shown_elsewhere import ShownElsewhere
 from rlhf_lightning.callbacks.skipped_updates import SkippedUpdates
+from rlhf_lightning.callbacks.trackio_logger import TrackioLogger
 from rlhf_lightning.callbacks.watchdog import Watchdog
 from rlhf_lightning.run_layout import CHECKPOINTS_FOLDER
 
@@ -42,7 +44,9 @@ __all__ = [
     "RunReport",
     "SampleLog",
     "SampleTable",
+    "ShownElsewhere",
     "SkippedUpdates",
+    "TrackioLogger",
     "Watchdog",
     "default_callbacks",
     "default_loggers",
@@ -67,6 +71,7 @@ def default_callbacks(run_dir: Path, given: Sequence[Callback] = ()) -> list[Cal
         RunHealth(run_dir),
         RunPlots(run_dir),
         RunReport(run_dir),
+        ShownElsewhere(run_dir),
         RewardModelExport(run_dir),
         RolloutCheckpoint(run_dir / CHECKPOINTS_FOLDER),
     ]
@@ -78,6 +83,15 @@ def default_callbacks(run_dir: Path, given: Sequence[Callback] = ()) -> list[Cal
     ]
 
 
-def default_loggers(run_dir: Path) -> list[Logger]:
-    """A CSV table and TensorBoard files in the run's folder."""
-    return [ResumableCSVLogger(run_dir), ResumableTensorBoardLogger(run_dir)]
+def default_loggers(run_dir: Path, given: Logger | Iterable[Logger] | bool | None = None) -> list[Logger]:
+    """The run's table ``metrics.csv``, and beside it what was asked for.
+
+    Args:
+        run_dir: The run's folder.
+        given: A logger or several; True or None for TensorBoard files in the run's folder, False for no other logger.
+    """
+    table: list[Logger] = [ResumableCSVLogger(run_dir)]
+    if given is None or isinstance(given, bool):
+        return table if given is False else [*table, ResumableTensorBoardLogger(run_dir)]
+    others = [given] if isinstance(given, Logger) else list(given)
+    return [*(table if not any(isinstance(other, ResumableCSVLogger) for other in others) else []), *others]

@@ -138,6 +138,20 @@ def as_markdown(title: str, chosen: Sequence[tuple[str, Sample]], *, max_chars: 
     return "\n".join(lines) + "\n"
 
 
+def as_cells(chosen: Sequence[tuple[str, Sample]], *, max_chars: int) -> tuple[list[str], list[list[Any]]]:
+    """The table's column names, and its rows: the kind, then numbers (None where there is none), then texts."""
+    numbers, texts = _columns(chosen)
+    rows = [
+        [
+            kind,
+            *(None if (value := _value(sample, name)) is None else float(value) for name in numbers),
+            *(_cut(sample.get(name), max_chars) for name in texts),
+        ]
+        for kind, sample in chosen
+    ]
+    return ["kind", *numbers, *texts], rows
+
+
 def _columns(chosen: Sequence[tuple[str, Sample]]) -> tuple[list[str], list[str]]:
     """Those columns that any of the samples has."""
     known = {name for _, sample in chosen for name, value in sample.items() if value not in (None, "")}

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelSummary, ProgressBar
@@ -60,6 +61,7 @@ class SaveRunConfig(SaveConfigCallback):
         written = [path for path in _config_files(folder) if path.exists()]
         if not written or written[-1].read_text(encoding="utf-8") != text:
             (folder / _config_name(len(written))).write_text(text, encoding="utf-8")
+        _tell_settings(trainer, yaml.safe_load(text))
 
 
 class RLHFCLI(LightningCLI):
@@ -141,7 +143,7 @@ class RLHFCLI(LightningCLI):
             raise first from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Makes the trainer with our loggers and callbacks, where the user did not give others."""
+        """Makes the trainer with our callbacks, where the user did not give others; the run's table is always kept."""
         given = self.config_init[self.subcommand]["trainer"]
         if self.run_dir is None:
             return super().instantiate_trainer(**kwargs)
@@ -150,8 +152,7 @@ class RLHFCLI(LightningCLI):
         own = as_list(given["callbacks"])
         callbacks = [*own, *_wanted(given, default_callbacks(self.run_dir, own))]
         kwargs |= {"default_root_dir": str(self.run_dir), "callbacks": callbacks}
-        if given["logger"] is None:
-            kwargs["logger"] = default_loggers(self.run_dir)
+        kwargs["logger"] = default_loggers(self.run_dir, given["logger"])
         if given["enable_checkpointing"] is None:
             kwargs["enable_checkpointing"] = any(isinstance(c, Checkpoint) for c in callbacks)
         return super().instantiate_trainer(**kwargs)
@@ -208,6 +209,16 @@ class RLHFCLI(LightningCLI):
         checkpoint = self._own["ckpt_path"]
         goes_on = self.begins_again or (checkpoint is not None and self.folder.holds(checkpoint))
         return self.folder.make() if goes_on else self.folder.open_new()
+
+
+def _tell_settings(trainer: Trainer, settings: dict[str, Any]) -> None:
+    """Gives the run's settings to its loggers; one that refuses them (MLflow: those of before a resume) is named."""
+    for logger in trainer.loggers:
+        try:
+            logger.log_hyperparams(settings)
+        except Exception as error:
+            first = str(error).partition("\n")[0]
+            print(f"logger {type(logger).__name__} did not take the settings: {first}", file=sys.stderr)
 
 
 def _wanted(given: Any, defaults: list[Callback]) -> list[Callback]:

@@ -279,6 +279,7 @@ class EdgeModule(CheckpointedModule):
             self._update_phase.close()
             self.rollout_metrics |= self.epoch_means()
             self.rollout_metrics |= self.events.pop_timings()
+            self._publish()
 
     def epoch_means(self) -> dict[str, float]:
         """What the epoch's updates gathered, and the learning rates they ended with; starts anew."""
@@ -291,8 +292,17 @@ class EdgeModule(CheckpointedModule):
     def on_train_epoch_end(self) -> None:
         """The next epoch begins. Callbacks have seen this one's numbers; checkpoints are taken after this."""
         self._leave_idle(self.trainer.optimizers[0])
+        self._publish()
         self.rollout_index += 1
         self.rollout_metrics, self.rollout_samples, self._batches = {}, [], ()
+
+    def on_train_end(self) -> None:
+        """What was measured after the last epoch can be asked for too."""
+        self._publish()
+
+    def _publish(self) -> None:
+        """Puts the epoch's numbers where ``EarlyStopping``, ``ModelCheckpoint`` and tuners look, on all ranks."""
+        self.trainer.callback_metrics.update({name: torch.tensor(x) for name, x in self.rollout_metrics.items()})
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Moves the tensors of our frozen dataclasses."""
