@@ -9,7 +9,7 @@ import transformers as hf
 from rlhf_lightning.errors import ConfigError, ModelSourceError
 from rlhf_lightning.models import Folder, LoRA, TinyLlama
 from rlhf_lightning.models.export import export_policy, merged_scalar
-from rlhf_lightning.models.lora import merged_copy
+from rlhf_lightning.models.lora import merged_copy, routers_of
 from rlhf_lightning.models.prepare import skeleton, trainable, trainable_scalar
 from rlhf_lightning.samplers import InProcessSampler
 from rlhf_lightning.samplers._weights import effective_weights
@@ -169,3 +169,42 @@ def test_a_base_may_be_a_sources_name(tmp_path, policy):
     with pytest.raises(ModelSourceError, match="its adapters do not fit their base"):
         Folder(str(tmp_path / "adapters")).load()  # that one is wider
     assert json.loads((tmp_path / "adapters" / "adapter_config.json").read_text())["r"] == 4
+
+
+def tiny_jamba():
+    config = hf.JambaConfig(
+        vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, num_experts=4, expert_layer_period=1, expert_layer_offset=0, attn_layer_period=2,
+        attn_layer_offset=0, mamba_dt_rank=4, use_mamba_kernels=False, pad_token_id=0,
+    )  # fmt: skip
+    return hf.AutoModelForCausalLM.from_config(config)
+
+
+def adapted_layers(model):
+    return {name.split(".lora_A")[0] for name, _ in model.named_modules() if name.endswith("lora_A")}
+
+
+def test_all_linear_leaves_routers_out_unless_they_are_named():
+    routers = routers_of(tiny_jamba())
+    assert routers == ["model.layers.0.feed_forward.router", "model.layers.1.feed_forward.router"]
+    everything = adapted_layers(LoRA(rank=2)(tiny_jamba()))
+    assert len(everything) > 4 and not any("router" in name for name in everything)
+    under = adapted_layers(trainable_scalar(tiny_jamba(), lora=LoRA(rank=2), gradient_checkpointing=False))
+    assert len(under) == len(everything) and not any("router" in name for name in under)
+    assert len(adapted_layers(LoRA(rank=2, target_modules=["router"])(tiny_jamba()))) == 2
+    assert routers_of(SOURCE.load()) == []
+
+
+def test_router_logits_are_turned_off_with_a_word_and_sampling_lives(caplog):
+    """Mixtral's own auxiliary loss is computed in each forward else, and refuses those with a cache."""
+    asked = hf.MixtralConfig(**{**MIXTRAL.to_dict(), "output_router_logits": True})
+    made = hf.AutoModelForCausalLM.from_config(asked).eval()
+    prompts = [Prompt(Problem(str(i), ""), "t", "", (5, 9, 3)[: i + 1], i) for i in range(3)]
+    sampler = InProcessSampler(max_new_tokens=4)
+    sampler.bind(made, SOURCE.tokenizer())
+    sampler.sync(0)
+    drawn = sampler(prompts, samples_per_prompt=2, seeds=torch.arange(6))
+    assert drawn.logprobs.isfinite().all() and "output_router_logits" not in caplog.text
+    policy = trainable(made, lora=None, gradient_checkpointing=False)
+    assert policy.config.output_router_logits is False
+    assert "the router's auxiliary loss; that loss is not part of any loss here" in caplog.text

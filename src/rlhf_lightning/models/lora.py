@@ -33,7 +33,8 @@ class LoRA:
     Attributes:
         rank: r.
         alpha: The update is scaled by alpha/r.
-        target_modules: Names of the layers adapted, one regular expression for whole names, or ``all-linear``.
+        target_modules: Names of the layers adapted, one regular expression for whole names, or ``all-linear``: all but
+            the head and what routes tokens to experts (a small step there sends tokens elsewhere; name it to adapt it).
         seed: Of the adapters' initial weights.
 
     Raises:
@@ -57,7 +58,7 @@ class LoRA:
         from peft import get_peft_model
 
         with self._seeded():
-            adapted = get_peft_model(model, self._config(task_type="CAUSAL_LM"))
+            adapted = get_peft_model(model, self._config(model, task_type="CAUSAL_LM"))
         return untied(adapted)  # type: ignore[arg-type]
 
     def check(self, skeleton: PreTrainedModel) -> None:
@@ -104,22 +105,38 @@ class LoRA:
 
         model.requires_grad_(False)
         with self._seeded():
-            inject_adapter_in_model(self._config(), model.base_model)
+            inject_adapter_in_model(self._config(model.base_model), model.base_model)
         scalar_head(model).requires_grad_(True)
         return model
 
-    def _config(self, **more: Any) -> LoraConfig:
+    def _config(self, model: nn.Module, **more: Any) -> LoraConfig:
         from peft import LoraConfig
 
-        return LoraConfig(
-            r=self.rank, lora_alpha=self.alpha, lora_dropout=0.0, target_modules=self.target_modules, **more
-        )
+        routers = routers_of(model) if self.target_modules == "all-linear" else []
+        given: dict[str, Any] = {"target_modules": self.target_modules, "exclude_modules": routers or None}
+        return LoraConfig(r=self.rank, lora_alpha=self.alpha, lora_dropout=0.0, **given, **more)
 
     @contextmanager
     def _seeded(self) -> Iterator[None]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             yield
+
+
+def routers_of(model: nn.Module) -> list[str]:
+    """Names of the linear layers that choose the experts of each token; those that are no linear layers are not meant.
+
+    They are called a router, or are a gate with one output an expert.
+    """
+    config = getattr(model, "config", None)
+    given = {} if config is None else vars(config)
+    experts = {value for name, value in given.items() if "expert" in name and type(value) is int}
+
+    def routes(name: str, layer: nn.Module) -> bool:
+        own = name.split(".")[-2:]
+        return "rout" in ".".join(own) or ("gate" in own and getattr(layer, "out_features", 0) in experts)
+
+    return [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and routes(name, layer)]
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
     from rlhf_lightning.protocols import ModelSource
+
+_log = logging.getLogger(__name__)
 
 SIXTEEN_BITS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 """Types in which a step of a usual learning rate is lost: a bfloat16 has 8 binary digits, so a weight of 0.02 moves by
@@ -56,9 +59,10 @@ def in_float32(model: PreTrainedModel, *, trained_alone: bool = False) -> PreTra
 def trainable(model: PreTrainedModel, *, lora: LoRA | None, gradient_checkpointing: bool) -> PreTrainedModel:
     """The model without noise, its adapters on if asked for, and activation checkpointing if asked for.
 
-    Adapters are float32 at least. On CPU norms and MLPs run leaner (``models.lean``).
+    Adapters are float32 at least. On CPU norms and MLPs run leaner (``models.lean``). A router learns from what its
+    tokens' experts do to the loss; the auxiliary loss that balances experts is not part of any loss here.
     """
-    make_lean(without_noise(model))
+    make_lean(without_noise(without_router_logits(model)))
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return in_float32(lora(model), trained_alone=True) if lora else model
@@ -89,5 +93,21 @@ def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
 
 def frozen(model: PreTrainedModel) -> PreTrainedModel:
     """The model, made to never train."""
-    make_lean(without_noise(model))
+    make_lean(without_noise(without_router_logits(model)))
     return model.requires_grad_(False).eval()
+
+
+def without_router_logits(model: PreTrainedModel) -> PreTrainedModel:
+    """Turns ``output_router_logits`` off, with a warning: nobody uses the router's auxiliary loss that it is for.
+
+    It would be made in each forward, also of single tokens with a cache, for which it is not defined.
+    """
+    for config in {id(config): config for config in (model.config, model.config.get_text_config())}.values():
+        if getattr(config, "output_router_logits", False):
+            config.output_router_logits = False
+            _log.warning(
+                "%s: output_router_logits is true in its configuration, for the router's auxiliary loss; that loss is "
+                "not part of any loss here, so it is false from now on",
+                type(model).__name__,
+            )
+    return model

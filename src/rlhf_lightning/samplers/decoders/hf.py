@@ -74,7 +74,7 @@ class _HFSession(DecodingSession):
         self._mask, self._next, self.logits = self._mask[rows], self._next[rows], self.logits[rows]
 
     def _forward(self, ids: Tensor, positions: Tensor) -> None:
-        given: dict[str, Any] = {"position_ids": positions, "logits_to_keep": 1}
+        given: dict[str, Any] = {"position_ids": positions, "logits_to_keep": 1, "output_router_logits": False}
         given = {name: value for name, value in given.items() if name in self._arguments}
         mask = self._mask[:, : self._length] if self._padded else None
         with evaluating(self._model):
