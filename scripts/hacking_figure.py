@@ -1,5 +1,6 @@
 """Draws a reward model's score beside the true accuracy, for runs against one reward model with unlike KL weights.
 
+rlhf sample --config tiny/sample.yaml
 rlhf fit --config tiny/orm.yaml
 rlhf fit --config tiny/grpo_orm.yaml --run.name held \
       --trainer.callbacks='[{class_path: HeldOutEval, init_args: {every: 1}}]'

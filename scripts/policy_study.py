@@ -110,7 +110,10 @@ def reward_model(root: Path) -> dict[str, Any]:
     """The module's scorers: a reward model, trained if it is not there, and the verifier with weight 0."""
     folder = root / "orm" / "reward_model"
     if not folder.is_dir():
-        rlhf("fit", "--config", "tiny/orm.yaml", f"--run.root={root}", "--run.name=orm")
+        solutions = root / "solutions.jsonl"
+        rlhf("sample", "--config", "tiny/sample.yaml", f"--out={solutions}")
+        data = f"--data.sources=[{{name: solutions, path: {solutions}}}]"
+        rlhf("fit", "--config", "tiny/orm.yaml", data, f"--run.root={root}", "--run.name=orm")
     return {"scorers": [{"name": "reward_model", "path": str(folder)}, "verifier"], "scorer_weights": [1.0, 0.0]}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
+from rlhf_lightning.cli import main
 from rlhf_lightning.configfiles import find_config, shipped_configs
 from rlhf_lightning.strategies.names import STRATEGIES
 
@@ -57,3 +58,32 @@ def test_a_strategys_is_accepted_after_a_runs(rlhf, name):
 
 def test_there_is_one_for_each_strategy():
     assert {find_config(name).stem for name in OVERLAYS} == {"ddp", *STRATEGIES}
+
+
+def shipped(name):
+    return yaml.safe_load(find_config(name).read_text())
+
+
+def test_the_tiny_pipeline_is_connected():
+    """Each part reads what the one before writes, as in the paper: solutions, labels of their steps, reward models."""
+    solutions, steps = shipped("tiny/sample.yaml")["out"], shipped("tiny/label_steps.yaml")
+    sources = {name: shipped(f"tiny/{name}.yaml")["data"]["init_args"]["sources"] for name in ("orm", "prm")}
+    assert sources == {
+        "orm": [{"name": "solutions", "path": solutions}],
+        "prm": [{"name": "solutions", "path": steps["out"]}],
+    }
+    assert steps["solutions"] == solutions
+    made = {f"runs/{name}/reward_model" for name in sources}
+    assert set(shipped("tiny/best_of_n.yaml")["reward_models"].values()) == made
+    trained_on = {
+        part["path"] for name in ("grpo_orm", "grpo_prm", "ppo_orm")
+        for part in shipped(f"tiny/{name}.yaml")["model"]["init_args"]["scorers"] if "path" in part
+    }  # fmt: skip
+    assert trained_on == made
+
+
+def test_what_writes_the_solutions_that_are_missing_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", "--config", "tiny/orm.yaml"]) == 2
+    said = capsys.readouterr().err
+    assert "data/tiny-solutions.jsonl" in said and "rlhf sample --config tiny/sample.yaml" in said

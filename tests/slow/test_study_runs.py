@@ -24,7 +24,12 @@ STUDY = {
     "parts": {
         "rm": {
             "command": "fit",
-            "options": {"config": "tiny/orm.yaml", "trainer.max_epochs": 1, "model.updates_per_epoch": 2},
+            "options": {
+                "config": "tiny/orm.yaml",
+                "trainer.max_epochs": 1,
+                "model.updates_per_epoch": 2,
+                "data.sources": [{"name": "solutions", "path": "{pool}"}],
+            },
             "gives": "reward_model",
         },
         "pool": {

@@ -47,6 +47,9 @@ class FileSource(RewardSource):
 
     name = "file"
 
+    #: What writes such files, for messages.
+    written_by = ""
+
     def __init__(
         self,
         path: str | list[str],
@@ -89,7 +92,10 @@ class FileSource(RewardSource):
         """Reads and checks all rows once."""
         self.delimiter, self.chat, self.skipped = delimiter, chat, 0
         self._left_out: Counter[str] = Counter()
-        self._rows = open_rows(self.path, subset=self.subset, split=self.split, cache_dir=self.cache_dir)
+        try:
+            self._rows = open_rows(self.path, subset=self.subset, split=self.split, cache_dir=self.cache_dir)
+        except DataError as error:
+            raise DataError(f"{error}{self.written_by}") from error
         #: Good rows; where among them each group begins; each group's question.
         self._good, self._starts, self._keys = array("q"), array("q"), array("q")
         self._counts: Counter[str] = Counter()

@@ -26,6 +26,10 @@ class Solutions(FileSource):
     """
 
     name = "solutions"
+    written_by = (
+        " (rlhf sample writes such files, and rlhf label-steps labels their steps; those of tiny/orm.yaml and "
+        "tiny/prm.yaml: rlhf sample --config tiny/sample.yaml && rlhf label-steps --config tiny/label_steps.yaml)"
+    )
 
     def parse(self, fields: Field) -> JudgedGroup:
         """One solution."""
