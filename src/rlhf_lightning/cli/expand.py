@@ -221,7 +221,8 @@ class Expander:
         return self.document.where(key)
 
     def _named(self, value: str, kind: str, key: Key) -> dict[str, Any]:
-        if kind in PATH_FORMS and os.sep in value:
+        is_folder = Path(value).is_dir() and value not in registry.plugins(kind)
+        if kind in PATH_FORMS and (os.sep in value or is_folder):
             arguments = {"path": value}
             return {"class_path": self.plugin_path(kind, PATH_FORMS[kind](value), key), "init_args": arguments}
         return self.object({"class_path": self.plugin_path(kind, value, key)}, key)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,7 +58,8 @@ class LoRA:
         """Wraps the model; only its adapters then train. They start as no change at all (B = 0)."""
         from peft import get_peft_model
 
-        with self._seeded():
+        with self._seeded(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")  # the two are untied here
             adapted = get_peft_model(model, self._config(model, task_type="CAUSAL_LM"))
         return untied(adapted)  # type: ignore[arg-type]
 
