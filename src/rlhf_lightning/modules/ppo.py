@@ -114,7 +114,8 @@ class PPOModule(PolicyModule):
         _check(critic, shared_backbone, value_coefficient, critic_lr, critic_warmup_rollouts)
         self.critic_source = with_head(critic) if critic else policy
         self.shared_backbone, self.has_own_source = shared_backbone, critic is not None
-        self.value_loss, self.value_coefficient = own_loss, value_coefficient
+        self.value_loss: ValueLoss = own_loss
+        self.value_coefficient = value_coefficient
         self.critic_lr, self.critic_warmup_rollouts = critic_lr, critic_warmup_rollouts
         self.critic: Critic | None = None
 
