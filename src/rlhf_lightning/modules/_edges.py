@@ -20,7 +20,6 @@ from torch.optim import Optimizer
 
 from rlhf_lightning import ranks
 from rlhf_lightning.devices import to_device
-from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.events import Events
 from rlhf_lightning.holdings import Holdings
 from rlhf_lightning.metrics import Means
@@ -30,7 +29,7 @@ from rlhf_lightning.modules._batches import EpochBatches, MicroBatch
 from rlhf_lightning.modules._checkpointed import CheckpointedModule
 from rlhf_lightning.modules.optim import StepGuard, named_groups, not_finite, warm_up
 from rlhf_lightning.modules.plan import check_types, check_wide
-from rlhf_lightning.modules.sharing import check_ranks
+from rlhf_lightning.modules.sharing import check_precision, check_ranks
 from rlhf_lightning.strategies import Sharding, sharding_of
 from rlhf_lightning.strategies.checkpoint_files import use_checkpoint_files
 from rlhf_lightning.types import PackedSequences
@@ -161,13 +160,7 @@ class EdgeModule(CheckpointedModule):
         Raises:
             ConfigError: If Lightning would give each rank other items or convert weights, or ranks had nothing to do.
         """
-        precision = str(self.trainer.precision)
-        if precision.endswith("-true") and precision != "32-true":
-            raise ConfigError(
-                f"trainer.precision: {precision} is not for packed batches. For float32 weights and faster products, "
-                "take bf16-mixed. For frozen weights of that type, set dtype of the model's source; for weights of it "
-                "that train, train_in_16_bits: true besides"
-            )
+        check_precision(self.trainer)
         check_ranks(self.trainer, self.smallest_update)
         self.preflight(self.data)
         self.sharding = sharding_of(self.trainer.strategy)
@@ -249,10 +242,8 @@ class EdgeModule(CheckpointedModule):
         suspects = self.suspects()
         if bad := not_finite(norms):
             self._tell_skipped(norms)
-            _log.warning(
-                "an update of %s %d is skipped: the gradient of %s is not finite%s",
-                self.epoch_noun, self.rollout_index, " and ".join(bad), suspects and f"; {suspects}",
-            )  # fmt: skip
+            told = (self.epoch_noun, self.rollout_index, " and ".join(bad), suspects and f"; {suspects}")
+            _log.warning("an update of %s %d is skipped: the gradient of %s is not finite%s", *told)
         skipped = self.guard(optimizer, norms)
         self.means.once({"update/skipped": torch.tensor(float(skipped))})
         self.means.once({f"grad_norm/{name}": norm for name, norm in norms.items()})

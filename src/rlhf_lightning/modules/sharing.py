@@ -1,4 +1,4 @@
-"""What ranks take of each update, and what there must be of it for all of them."""
+"""What ranks take of each update, and what trainers must be like so that all of them get their share."""
 
 from __future__ import annotations
 
@@ -15,6 +15,21 @@ if TYPE_CHECKING:
     from rlhf_lightning.modules._batches import MicroBatch
 
 Batch = TypeVar("Batch", bound="MicroBatch")
+
+
+def check_precision(trainer: Trainer) -> None:
+    """Refuses a precision with which Lightning would convert weights.
+
+    Raises:
+        ConfigError: With what is possible.
+    """
+    precision = str(trainer.precision)
+    if precision.endswith("-true") and precision != "32-true":
+        raise ConfigError(
+            f"trainer.precision: {precision} is not for packed batches. For float32 weights and faster products, "
+            "take bf16-mixed. For frozen weights of that type, set dtype of the model's source; for weights of it "
+            "that train, train_in_16_bits: true besides"
+        )
 
 
 def check_ranks(trainer: Trainer, smallest_update: int) -> None:
