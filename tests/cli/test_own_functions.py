@@ -114,9 +114,9 @@ def test_three_lines_of_python_train_and_the_saved_configuration_goes_on(own, ca
     ("scorer", "said"),
     [
         ({"name": "function", "path": "own_reward_functions.py:rewards"},
-         "own.yaml:.*model.scorers.*has no function 'rewards'. Did you mean 'reward'. Functions: reward, judge"),
+         "has no function 'rewards'. Did you mean 'reward'. Functions: reward, judge"),
         ({"name": "function", "path": "own_reward_function.py:reward"},
-         "own.yaml:.*no such file.*The nearest file there is 'own_reward_functions.py'"),
+         "no such file.*The nearest file there is 'own_reward_functions.py'"),
         ("own_reward_functions.reward",
          "is not a class; for a function write {name: function, path: own_reward_functions.py:reward}"),
         ({"name": "function", "paths": "x"}, "takes no argument 'paths'. Did you mean 'path'"),

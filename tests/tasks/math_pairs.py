@@ -28,6 +28,14 @@ PAIRS: dict[str, list[tuple[str, list[str], list[str]]]] = {
         ("12", ["Costs are $5 and $7, so the total is $12.", "The answer is $12$ dollars.", "She pays 12 dollars", r"\$12", "Answer: $12"],
                ["She has $12 and pays $5, so the answer is $7.", r"Answer: \$120"]),
     ],
+    "as models write": [
+        ("18", ["Janet makes 9 * 2 = $<<9*2=18>>18 every day.\n#### 18", "So it is $18.", "She makes **18 dollars** a day.", "### Final Answer\n\n18", "### Answer: 18 miles per hour", "<think>maybe 5</think>\n<answer>18</answer>", "<answer> $18$ </answer> 5", "<think>So 5? \\boxed{5}</think>\n\\boxed{18}", "The answer is 18, since 3 times 6 is 18.", "The answer is $18$ because $3\\cdot 6 = 18$.", "Answer: 18\n\nExplanation: 9+9=18, not 19.", "Answer: There are 18 ways.", "Answer: 18 (eighteen)", "Let $n$ be 18. Hence n = 18.", r"So $\boxed{m+n = 18}$", r"\boxed{AB = 18}", r"\boxed{\angle ABC = 18^\circ}", r"So $a + b = 5 + 13 = \boxed{18}$."],
+               ["<answer>17</answer> 18", "<think>18</think> I don't know.", "Answer: 18 < 20", r"\boxed{2m = 18}", "It is not 18 but 19.", "18 < 20", r"\boxed{m+n = 0}", "Answer: 18:30", "Answer: 18 19"]),
+        ("6", ["There are $3!=6$ ways.", "Thus 3! = 6", r"There are \(3! = 6\) ways."], ["There are $3!$ ways to choose $2$.", "6! = 720"]),
+        ("9:30", ["Answer: 9:30", "It starts at 9:30."], ["Answer: 9:45", "Answer: 9", "930"]),
+        ("3:4", ["$3 : 4$", "The ratio is 3:4."], ["4:3", "3", "4"]),
+        ("B", ["Answer: B) 12", "Answer: B. 12", "The correct option is (B) 12.", r"\boxed{\textbf{(B)}\ 12}", "The correct answer is **B**."], ["Answer: A) 12", "BC", "Answer: D. B"]),
+    ],
     "numbers": [
         ("10000", ["10,000", "10{,}000", r"10\,000", r"10,\!000", "10 000", r"10{,}000.00", r"10^4", r"1\times 10^4", "1e4", r"\$10,000"],
                   ["10", "1000", "10,0000", "10, 000, 1", "100,000", "10000.5"]),

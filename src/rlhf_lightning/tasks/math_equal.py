@@ -12,7 +12,7 @@ from itertools import pairwise, permutations
 from typing import Any, Literal
 
 from rlhf_lightning.tasks.math_text import clean
-from rlhf_lightning.tasks.math_values import equal, expression, multiple, same_values
+from rlhf_lightning.tasks.math_values import equal, expression, multiple, same_values, without_unit
 
 Kind = Literal["leaf", "list", "set", "tuple", "region", "equation", "matrix"]
 _PAIRS = {"(": ")", "[": "]", "⟦": "⟧", "{": "}", "|": "|"}
@@ -58,7 +58,8 @@ def same(reference: str, answer: str) -> bool:
     if wanted.replace(" ", "") == given.replace(" ", ""):
         return True
     if (words := _words(wanted)) is not None:
-        return words == _words(given)
+        option = re.match(r"(?:\\text\s*\{)?\(?([A-Z])(?:[).:]|\\?\})+\s", given)
+        return words == _words(given) or (len(words) == 1 and option is not None and words == option.group(1).lower())
     return _same(_read(wanted), _read(given))
 
 
@@ -264,7 +265,11 @@ def _value_of(read: _Read) -> tuple[str, str] | None:
         return first.strip(), last
     if re.fullmatch(r"(?:\\text\s*\{[^{}]*\}|[A-Za-z]{2,}(?: [A-Za-z]+)*)", first.strip()):
         return "", last
-    sums = [expression(side) for side in read.parts]
+    if last != "0" and re.fullmatch(r"[a-zA-Z](?:\s*[-+]\s*[a-zA-Z])+|\[[A-Z]{3,5}\]|\|[A-Z]{2}\|", first.strip()):
+        return "", last  # what is asked for: m + n, an area, a length
+    if re.fullmatch(r"(?:m\s*)?\\(?:overline|angle|triangle|widehat)\s*\{?\s*[A-Z]{1,4}\s*\}?", first.strip()):
+        return "", last
+    sums = [expression(without_unit(side)[0]) for side in read.parts]
     if all(side is not None and not side.free_symbols for side in sums) and all(equal(a, b) for a, b in pairwise(sums)):
         return "", last
     if len(read.parts) > 2 and any(same_values(a, b) for a, b in pairwise(read.parts[:-1])):

@@ -50,8 +50,12 @@ def find_answer(response: str) -> str | None:
     What stands last counts: the last box (``\boxed{4}``, ``\boxed 4``, ``\fbox{4}``; several joined by commas or "and"
     are one list), or what follows a later ``Answer:``, "the answer is" or ``####``. Without either, the last line: what
     is bold or in dollars in it, or stands behind its verb, or all of it. A box that is opened and never closed is no
-    answer: the response was cut off in it.
+    answer: the response was cut off in it. What was thought before ``</think>`` does not count, and what stands in
+    ``<answer>`` tags is all that does.
     """
+    response = response.rpartition("</think>")[2]
+    if tagged := re.findall(r"<answer>(.*?)</answer>", response, re.DOTALL):
+        response = tagged[-1]
     boxes = list(_boxes(response))
     marks = [m.end() for m in _MARK.finditer(response)]
     if boxes and boxes[-1][2] is None:
@@ -144,6 +148,8 @@ def _within(text: str, *, sentence: bool) -> str:
     if bold and (sentence or text.startswith(("**", "__"))) and not _MARK.fullmatch(bold[-1] + " "):
         text = re.sub(r"(?i)^(?:final )?answers?\s*[:=]\s*", "", bold[-1]).strip() or text
     found = list(_MATH.finditer(text))
+    if found and (later := re.search(r"[a-zA-Z]\w*\s*=\s*[-+]?\d[^$]*$", text[found[-1].end() :])):
+        return later.group()
     if found:
         taken = [found[-1]]
         for before in reversed(found[:-1]):
@@ -185,10 +191,12 @@ def clean(text: str) -> str:
     text = re.sub(r"√\s*(\d+(?:\.\d+)?|[a-zA-Z])", r"\\sqrt{\1}", text).replace("√", r"\sqrt")
     text = re.sub(r"(?<![\\a-zA-Z])(sqrt|pi|infty|infinity|inf|oo)(?![a-z])", _word, text)
     text = re.sub(r"\^\s*(-?\d+|\([^()]*\))", lambda m: f"^{{{m.group(1).strip('()')}}}", text.replace("**", "^"))
-    text = text.replace("<=", r"\le ").replace(">=", r"\ge ").replace("!=", r"\ne ").replace("+/-", r"\pm ")
+    text = re.sub(r"(?<=\s)!=|\\not\s*=", r"\\ne ", text)
+    text = text.replace("<=", r"\le ").replace(">=", r"\ge ").replace("+/-", r"\pm ")
     text = re.sub(r"\s*\*\s*", r"\\cdot ", text) if re.search(r"[\w)}]\s*\*\s*[\w(\\]", text) else text
     text = _joined_digits(_with_arguments(text))
     text = re.sub(r"^\s*(?:\\approx|about |approximately |roughly )\s*", "", text)
+    text = re.sub(r"(?<=\d)\s+\([a-z]{2,}(?:[ -][a-z]+)*\)$", "", text)
     return re.sub(r"\s+", " ", re.sub(r"\^\{(\w)\}", r"^\1", text)).strip()
 
 

@@ -30,7 +30,7 @@ def same_values(wanted: str, given: str) -> bool:
     """Whether two single values are the same, their units and percent signs looked at."""
     if wanted.replace(" ", "") == given.replace(" ", ""):
         return True
-    (own, unit), (other, found) = _without_unit(wanted), _without_unit(given)
+    (own, unit), (other, found) = without_unit(wanted), without_unit(given)
     if "%" in (unit, found):
         if unit == found:
             return _same_quantities(own, other)
@@ -43,7 +43,7 @@ def same_values(wanted: str, given: str) -> bool:
     return _same_quantities(own, other)
 
 
-def _without_unit(text: str) -> tuple[str, str]:
+def without_unit(text: str) -> tuple[str, str]:
     """A quantity and its unit, by one name: ``%``, ``cm^2``; "" where there is none."""
     text = text.strip()
     if found := re.search(r"(?:%|\\text\s*\{\s*(?:percent|per cent)\s*\}|\bpercent)$", text):
