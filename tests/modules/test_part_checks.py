@@ -4,7 +4,7 @@ import logging
 
 import pytest
 import torch
-from conftest_modules import grpo, ppo
+from conftest_modules import grpo, ppo, prompts, trainer
 
 from rlhf_lightning.advantages import (
     OPO,
@@ -18,12 +18,16 @@ from rlhf_lightning.advantages import (
 )
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.kl import KLTerm
+from rlhf_lightning.labelling.sample import SampleSolutions
+from rlhf_lightning.labelling.steps import LabelSteps
 from rlhf_lightning.losses import Importance, KLCov
+from rlhf_lightning.models import TinyLlama
 from rlhf_lightning.modules.part_checks import check_steps, check_steps_are_scored
 from rlhf_lightning.pipeline import transform
 from rlhf_lightning.protocols import RewardTransform
 from rlhf_lightning.samplers import DynamicSampler, InProcessSampler
 from rlhf_lightning.scorers import RewardModelScorer, VerifierScorer, combine
+from rlhf_lightning.tasks.arithmetic import ChainedArithmetic
 from rlhf_lightning.testing import check_advantage, check_reward_transform
 from rlhf_lightning.transforms import (
     AsymmetricShrink,
@@ -183,6 +187,33 @@ def test_what_acts_is_not_warned_of(caplog):
 def test_what_does_nothing_is_refused(parts, said):
     with pytest.raises(ConfigError, match=said):
         grpo(**parts)
+
+
+@pytest.mark.parametrize("limit", [0.0, -1.0, float("nan")])
+def test_a_gradient_limit_that_leaves_nothing_is_refused(limit):
+    with pytest.raises(ConfigError, match=r"max_grad_norm must be above 0, got .*null is no limit"):
+        grpo(max_grad_norm=limit)
+
+
+def test_lightnings_own_gradient_limit_would_be_passed_over_and_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"gradient_clip_val would do nothing.*--model\.max_grad_norm=0\.5"):
+        trainer(tmp_path, gradient_clip_val=0.5).fit(grpo(), datamodule=prompts())
+
+
+def test_scorers_without_any_weight_are_refused():
+    with pytest.raises(ConfigError, match="scorer_weights are all 0"):
+        grpo(scorers=[VerifierScorer()], scorer_weights=[0.0])
+
+
+@pytest.mark.parametrize(
+    ("job", "more", "said"),
+    [(SampleSolutions, {}, "samples is 8"), (LabelSteps, {"demonstrations": 1}, "rollouts is 8")],
+)
+def test_jobs_that_draw_the_same_several_times_are_refused(job, more, said):
+    greedy = InProcessSampler(temperature=0.0)
+    task, source = ChainedArithmetic(held_out=4), TinyLlama(hidden=16, layers=1, heads=2)
+    with pytest.raises(ConfigError, match=f"{said}, but at the sampler's temperature of 0 all of them are the same"):
+        job(source, task, "out.jsonl", sampler=greedy, **more)
 
 
 def test_step_scores_are_asked_for_before_anything_loads():

@@ -81,7 +81,10 @@ class SampleSolutions:
             raise ConfigError(f"fraction must be in (0, 1], got {fraction}")
         if prompts is not None and fraction is not None:
             raise ConfigError("give either prompts or fraction, not both (null leaves one out)")
-        self.responder = Responder(policy, label=label, **filled(type(self), sampler=sampler, verifier=verifier))
+        parts = filled(type(self), sampler=sampler, verifier=verifier)
+        if samples > 1 and not parts["sampler"].params.temperature > 0:
+            raise ConfigError(f"samples is {samples}, but at the sampler's temperature of 0 all of them are the same")
+        self.responder = Responder(policy, label=label, **parts)
         self.data = PromptData(
             task, chat, system, drop_long=drop_long, seed=seed, chat_template_kwargs=chat_template_kwargs
         )

@@ -94,7 +94,10 @@ class LabelSteps:
             raise ConfigError("give exactly one of solutions (a file of rlhf sample) and demonstrations (their number)")
         if not delimiter:
             raise ConfigError("delimiter must not be empty")
-        self.responder = Responder(policy, label=label, **filled(type(self), sampler=sampler, verifier=verifier))
+        parts = filled(type(self), sampler=sampler, verifier=verifier)
+        if rollouts > 1 and not parts["sampler"].params.temperature > 0:
+            raise ConfigError(f"rollouts is {rollouts}, but at the sampler's temperature of 0 all of them are the same")
+        self.responder = Responder(policy, label=label, **parts)
         self.tasks = {task.name: task for task in as_list(task)}
         self.out, self.solutions, self.demonstrations = out, solutions, demonstrations
         self.method_name, self.method = method, METHODS[method]

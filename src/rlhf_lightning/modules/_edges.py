@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -23,22 +22,19 @@ from rlhf_lightning.devices import to_device
 from rlhf_lightning.events import Events
 from rlhf_lightning.holdings import Holdings
 from rlhf_lightning.metrics import Means
-from rlhf_lightning.models.cpu_memory import keep_freed_memory
-from rlhf_lightning.models.repeatable import check_repeatable, few_tokens
 from rlhf_lightning.modules._batches import EpochBatches, MicroBatch
-from rlhf_lightning.modules._checkpointed import CheckpointedModule
-from rlhf_lightning.modules.optim import StepGuard, named_groups, not_finite, warm_up
+from rlhf_lightning.modules._repeating import RepeatingModule
+from rlhf_lightning.modules.optim import StepGuard, checked_norm, named_groups, not_finite, warm_up
 from rlhf_lightning.modules.plan import check_types, check_wide
 from rlhf_lightning.modules.sharing import check_precision, check_ranks
 from rlhf_lightning.strategies import Sharding, sharding_of
 from rlhf_lightning.strategies.checkpoint_files import use_checkpoint_files
-from rlhf_lightning.types import PackedSequences
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
-class EdgeModule(CheckpointedModule):
+class EdgeModule(RepeatingModule):
     """One optimizer over named groups, automatic optimization, epochs made on demand, checkpoints at their edges.
 
     Args:
@@ -65,7 +61,8 @@ class EdgeModule(CheckpointedModule):
     ) -> None:
         super().__init__()
         self.strict_loading = False
-        self.make_optimizer, self.warmup_updates, self.max_grad_norm = optimizer, warmup_updates, max_grad_norm
+        self.make_optimizer, self.warmup_updates = optimizer, warmup_updates
+        self.max_grad_norm = checked_norm(max_grad_norm)
         self.seed, self.train_in_16_bits = seed, train_in_16_bits
         self.guard = StepGuard()
         self.events, self.means = Events(), Means()
@@ -97,10 +94,6 @@ class EdgeModule(CheckpointedModule):
     def load_trained(self) -> None:
         """Loads the weights that train, as they are before the first update."""
         raise NotImplementedError
-
-    def short_forwards(self) -> dict[str, tuple[torch.nn.Module, Callable[[PackedSequences], Tensor]]]:
-        """What trains, by what it is, each with a forward of it over a packed row."""
-        return {}
 
     def scalar_models(self) -> dict[str, tuple[torch.nn.Module, Any]]:
         """Trained models with a scalar head, by what they are, with their tokenizers; for an export."""
@@ -179,19 +172,6 @@ class EdgeModule(CheckpointedModule):
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if hasattr(callback, hook):
                 getattr(callback, hook)(self.trainer, self, *details)
-
-    def on_fit_start(self) -> None:
-        """Refuses models whose forward draws at random. On CPU, steps ask for the same large blocks of memory."""
-        if self.device.type == "cpu":
-            keep_freed_memory()
-        for name, (model, forward) in self.short_forwards().items():
-            row = to_device(few_tokens(), self.device)
-            check_repeatable(name, model, partial(self.without_training, partial(forward, row)))
-
-    def without_training(self, compute: Callable[[], T]) -> T:
-        """Runs forwards outside of a training step, at the precision of training steps; all ranks the same number."""
-        with self.trainer.precision_plugin.forward_context():
-            return self.sharding.forward(compute)
 
     def shard_models(self) -> None:
         """Spreads the models over the ranks, where the strategy does so; at the end of ``configure_model``."""

@@ -158,6 +158,7 @@ class PolicyModule(ExploringModule):
         self.measure_entropy, self.reference_source = measure_entropy, reference
         self.advantage, self.policy_loss = advantage, policy_loss
         self.sample_ahead(overlap)
+        part_checks.check_scorer_weights(scorer_weights)
         self.scorer = combine(scorers, scorer_weights)
         self.transforms, self.extra_metrics = reward_transforms, metrics or []
         self.kl = KLTerms(kl_reward, kl_loss)

@@ -52,6 +52,17 @@ def warm_up(optimizer: Optimizer, updates: int, delays: Mapping[str, int] | None
     return {"scheduler": LambdaLR(optimizer, factors), "interval": "step"}
 
 
+def checked_norm(limit: float | None) -> float | None:
+    """The limit of gradient norms as it is.
+
+    Raises:
+        ConfigError: If no gradient would be left of it.
+    """
+    if limit is not None and not limit > 0:
+        raise ConfigError(f"max_grad_norm must be above 0, got {limit}: nothing would train. null is no limit")
+    return limit
+
+
 def not_finite(norms: Mapping[str, Tensor]) -> list[str]:
     """Names of the groups whose gradient norm is not finite."""
     return [name for name, norm in norms.items() if not bool(torch.isfinite(norm))]

@@ -104,6 +104,16 @@ def warn_of_idle_parts(sampler: Sampler, scorer: Scorer, loss: PolicyLoss, plan:
         )
 
 
+def check_scorer_weights(weights: Sequence[float] | None) -> None:
+    """Refuses weights of which nothing is left to be optimised.
+
+    Raises:
+        ConfigError: If all are 0.
+    """
+    if weights and not any(weights):
+        raise ConfigError("scorer_weights are all 0, so nothing would be optimised: give one of them a weight")
+
+
 def check_steps_are_scored(advantage: AdvantageEstimator, scorer: Scorer) -> None:
     """Refuses an estimator of step scores without a scorer that gives them.
 

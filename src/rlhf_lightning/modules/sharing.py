@@ -33,11 +33,16 @@ def check_precision(trainer: Trainer) -> None:
 
 
 def check_ranks(trainer: Trainer, smallest_update: int) -> None:
-    """Refuses more ranks than an update has responses, and data that Lightning would deal out differently.
+    """Refuses more ranks than an update has responses, and settings of Lightning's that ours take the place of.
 
     Raises:
         ConfigError: With what is possible.
     """
+    if trainer.gradient_clip_val is not None:
+        raise ConfigError(
+            f"trainer.gradient_clip_val would do nothing: the limit of gradient norms is model.max_grad_norm, so give "
+            f"--model.max_grad_norm={trainer.gradient_clip_val} instead"
+        )
     size = trainer.world_size
     if size == 1:
         return
