@@ -7,6 +7,8 @@ import transformers
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.packing import pack_groups
 from rlhf_lightning.models.packed import check_packable, packed_hidden_states, packed_logprobs
+from rlhf_lightning.models.prepare import skeleton
+from rlhf_lightning.models.ways import Way
 
 SHAPE = {
     "vocab_size": 61,
@@ -30,6 +32,10 @@ CONFIGS = {
     "gpt2": lambda: transformers.GPT2Config(**GPT2, eos_token_id=2),
     "glm4": lambda: transformers.Glm4Config(**GROUPED, head_dim=8),
     "mistral-window": lambda: transformers.MistralConfig(**GROUPED, sliding_window=12),
+    "mistral-short-window": lambda: transformers.MistralConfig(**GROUPED, sliding_window=3),
+    "qwen2-one-window": lambda: transformers.Qwen2Config(
+        **GROUPED, use_sliding_window=True, sliding_window=4, layer_types=["sliding_attention", "full_attention"]
+    ),
     "phi-bias": lambda: transformers.PhiConfig(**SHAPE),
 }
 PROMPTS = [[3, 4, 5, 6], [7, 8], [9, 10, 11, 12, 13, 14, 15]]
@@ -229,49 +235,42 @@ class TestAdapters:
 
 
 class TestCheckPackable:
-    @pytest.mark.parametrize("name", sorted(set(CONFIGS) - {"mistral-window"}))
-    def test_passes(self, name):
+    @pytest.mark.parametrize("name", CONFIGS)
+    def test_packs_what_it_can(self, name):
         model = build(name).train()
-        check_packable(model)
+        assert check_packable(model) == Way()
         assert model.training
 
-    @pytest.mark.parametrize(
-        ("config", "message"),
-        [
-            (transformers.MistralConfig(**GROUPED, sliding_window=12), "sliding_window of 12 .* unknown length"),
-            (transformers.CohereConfig(**GROUPED), "logit_scale"),
-            (transformers.MambaConfig(vocab_size=61, hidden_size=32, num_hidden_layers=1), "MambaForCausalLM"),
-            (transformers.BloomConfig(vocab_size=61, hidden_size=32, n_layer=1, n_head=4), "BloomForCausalLM"),
-            (
-                transformers.LlamaConfig(**GROUPED, rope_parameters={"rope_type": "dynamic", "factor": 2.0}),
-                "rope_type 'dynamic'",
-            ),
-        ],
-    )
-    def test_refuses(self, config, message):
-        with pytest.raises(ConfigError, match=message):
-            check_packable(transformers.AutoModelForCausalLM.from_config(config))
-
-    def test_a_window_long_enough_is_fine_and_a_short_one_is_not(self):
-        check_packable(build("mistral-window"), max_length=12)
-        with pytest.raises(ConfigError, match="sequences of up to 13 tokens"):
-            check_packable(build("mistral-window"), max_length=13)
-
-    def test_a_window_that_turns_out_too_short_stops_the_forward(self):
-        packed = pack_groups([list(range(3, 13))], *padded([[20, 21, 22, 23]]))
-        with pytest.raises(ConfigError, match="window of 12 tokens"):
-            packed_logprobs(build("mistral-window"), packed)
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_a_model_in_use_is_left_as_it_was(self, dtype):
+        model = transformers.AutoModelForCausalLM.from_config(transformers.Gemma2Config(**GROUPED, head_dim=8)).to(
+            dtype
+        )
+        before = model.config._attn_implementation, torch.random.get_rng_state()
+        assert not check_packable(model).packed
+        assert model.config._attn_implementation == before[0]
+        assert torch.equal(torch.random.get_rng_state(), before[1])
+        assert all(parameter.grad is None for parameter in model.parameters())
 
     def test_the_probe_finds_what_nobody_listed(self):
         model = build("llama")
         model.lm_head.register_forward_hook(lambda module, args, output: 0.5 * output)
-        with pytest.raises(ConfigError, match="differs from its ordinary forward"):
-            check_packable(model)
+        assert check_packable(model) == Way(own_head=True)
+        got = packed_row().to_rows(packed_logprobs(model, packed_row()))
+        torch.testing.assert_close(got, ordinary_logprobs(model), rtol=0, atol=1e-10)
 
-    def test_a_layout_that_does_not_arrive_is_an_error(self, monkeypatch):
+    def test_a_layout_that_does_not_arrive_takes_the_padded_way(self, monkeypatch):
         model = build("llama")
         attention = type(model.model.layers[0].self_attn)
         forward = attention.forward
         monkeypatch.setattr(attention, "forward", lambda self, *a, packed_layout=None, **k: forward(self, *a, **k))
-        with pytest.raises(ConfigError, match="does not hand the forward's arguments on"):
-            check_packable(model)
+        way = check_packable(model)
+        assert not way.packed
+        assert "does not hand the forward's arguments on" in way.because
+
+    def test_a_model_that_sees_what_comes_is_none(self):
+        sizes = {"num_hidden_layers": 1, "num_attention_heads": 4, "hidden_size": 32, "vocab_size": 61}
+        blind, seeing = (transformers.BertConfig(**sizes, is_decoder=decoder) for decoder in (True, False))
+        check_packable(skeleton(blind))
+        with pytest.raises(ConfigError, match="lets a token see those after it"):
+            check_packable(skeleton(seeing))

@@ -34,11 +34,6 @@ def find_policy(model: str | None, config: str | None) -> ModelSource:
     return _source(str(model), Document())
 
 
-def context_length(source: ModelSource) -> int:
-    """Most tokens of prompt and response together."""
-    return int(source.config().get_text_config().max_position_embeddings)
-
-
 def _of_configuration(config: Path) -> ModelSource:
     document = read([config])
     arguments = (document.values.get("model") or {}).get("init_args") or {}

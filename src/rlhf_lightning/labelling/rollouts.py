@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rlhf_lightning.models.context import context_length
 from rlhf_lightning.models.prepare import frozen
 from rlhf_lightning.protocols import ModelSource, Sampler, Scorer, Task
 from rlhf_lightning.types import Problem
@@ -41,7 +42,7 @@ class Responder:
     @cached_property
     def context(self) -> int:
         """Most tokens of prompt and response together."""
-        return int(self.policy.config().get_text_config().max_position_embeddings)
+        return context_length(self.policy)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The policy's tokenizer."""

@@ -53,18 +53,23 @@ def packed_attention(
         (1, N, H, D_v) and None.
 
     Raises:
-        ConfigError: If the architecture asks for what packing does not do (soft-capped scores, sinks, a window shorter
-            than the sequences), or the layout got lost on its way.
+        ConfigError: If the architecture asks for what packing does not do (soft-capped scores, sinks), or the layout
+            got lost on its way.
     """
     if packed_layout is None:
         if attention_mask is not None and attention_mask.numel() == 0:
             raise ConfigError(f"{type(module).__name__} does not hand the forward's arguments on to its attention")
         return plain(module, query, key, value, attention_mask, **kwargs)  # type: ignore[no-any-return]
-    _check(module, packed_layout, kwargs)
+    asked = [name for name in _UNSUPPORTED if kwargs.get(name) is not None]
+    if asked:
+        raise ConfigError(f"packed attention does not know {', '.join(asked)} of {type(module).__name__}")
+    window: Any = kwargs.get("sliding_window")
+    windowed = window is not None and window < packed_layout.longest
+    packed_layout = packed_layout.windowed(window) if windowed else packed_layout
     scale, dropout = kwargs.get("scaling"), kwargs.get("dropout", 0.0)
     attend = partial(_attend, scale=scale, dropout=dropout)
     q, k, v = (_to_slots(x, packed_layout) for x in (query, key, value))
-    out = _over_blocks(q, k, v, packed_layout, attend)
+    out = _over_blocks(q, k, v, packed_layout, attend, causal=not windowed)
     return _to_row(out, packed_layout)[None], None
 
 
@@ -92,7 +97,9 @@ def _register(plain: str) -> str:
     return PREFIX + plain
 
 
-def _over_blocks(q: Tensor, k: Tensor, v: Tensor, layout: AttentionLayout, attend: Callable[..., Tensor]) -> Tensor:
+def _over_blocks(
+    q: Tensor, k: Tensor, v: Tensor, layout: AttentionLayout, attend: Callable[..., Tensor], *, causal: bool
+) -> Tensor:
     """(M, H, D) queries and (M, H_kv, D) keys and values to (M, H, D_v), block by block."""
     shape, *shapes = (layout.prompts, *(block.shape for block in layout.responses))
     sizes = [n * length for n, length in (shape, *shapes)]
@@ -103,7 +110,7 @@ def _over_blocks(q: Tensor, k: Tensor, v: Tensor, layout: AttentionLayout, atten
         ]
         for x in (q, k, v)
     )
-    outs = [attend(prompt_q, prompt_k, prompt_v, layout.causal, causal=True)]
+    outs = [attend(prompt_q, prompt_k, prompt_v, layout.causal, causal=causal)]
     for block, query, key, value in zip(layout.responses, qs, ks, vs, strict=True):
         key = torch.cat([_of(prompt_k, block.prompts), key], dim=1)
         value = torch.cat([_of(prompt_v, block.prompts), value], dim=1)
@@ -187,15 +194,3 @@ class _FromSlots(torch.autograd.Function):
         gather, *padding = ctx.saved_tensors
         slots = grads[0].index_select(0, gather)
         return (slots.masked_fill_(padding[0], 0) if padding else slots), None, None, None
-
-
-def _check(module: nn.Module, layout: AttentionLayout, kwargs: dict[str, Any]) -> None:
-    asked = [name for name in _UNSUPPORTED if kwargs.get(name) is not None]
-    if asked:
-        raise ConfigError(f"packed training does not support {', '.join(asked)} of {type(module).__name__}")
-    window = kwargs.get("sliding_window")
-    if window is not None and window < layout.longest:
-        raise ConfigError(
-            f"packed training does not support the attention window of {window} tokens of {type(module).__name__} for "
-            f"sequences of {layout.longest} tokens; shorten prompts or max_new_tokens"
-        )

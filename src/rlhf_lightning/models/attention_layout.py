@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -56,6 +56,13 @@ class AttentionLayout:
     longest: int
     lengths: Lengths
     wanted: Tensor | None = None
+
+    def windowed(self, window: int) -> AttentionLayout:
+        """The layout where a query sees the last ``window`` tokens alone, itself among them; made once a row."""
+        known: dict[int, AttentionLayout] = self.__dict__.setdefault("_windowed", {})
+        if window not in known:
+            known[window] = _windowed(self, window)
+        return known[window]
 
 
 @dataclass(frozen=True)
@@ -110,6 +117,23 @@ def lay_out(
     gather, scatter = gather.to(device), scatter.to(device)
     shape = _shape(prompts)
     return AttentionLayout(gather, scatter, padding, shape, causal, tuple(blocks), longest, lengths, wanted)
+
+
+def _windowed(layout: AttentionLayout, window: int) -> AttentionLayout:
+    """Hides keys that stand ``window`` tokens or more before their query, beside those hidden already."""
+    lengths, longest, device = layout.lengths, layout.prompts[1], layout.causal.device
+    time = torch.arange(longest)
+    far = (time[:, None] - time >= window).to(device)
+    causal = layout.causal.masked_fill(far[None, None], float("-inf"))
+    blocks = []
+    for members, block in zip(length_blocks(lengths.responses.tolist(), longest), layout.responses, strict=True):
+        prompts = lengths.prompts[lengths.group_of[members]][: len(block.mask)]
+        own = torch.arange(block.shape[1])
+        query = prompts[:, None] + own
+        key = torch.cat([time.expand(len(prompts), -1), query], dim=1)
+        hidden = (query[:, :, None] - key[:, None] >= window)[:, None].to(device)
+        blocks.append(replace(block, mask=block.mask.masked_fill(hidden, float("-inf"))))
+    return replace(layout, causal=causal, responses=tuple(blocks))
 
 
 def length_blocks(lengths: Sequence[int], prompt_length: int) -> list[list[int]]:

@@ -165,5 +165,5 @@ def check_critic_source(source: ModelSource, tokenizer: PreTrainedTokenizerBase)
             "base model, or leave critic out to begin with the policy's weights"
         )
     bare = skeleton(source.config())
-    check_packable(bare, max_length=source.config().get_text_config().max_position_embeddings)
+    check_packable(bare)
     scalar_model(bare)

@@ -8,35 +8,29 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.functional.logprobs import chunked_token_logprobs
-from rlhf_lightning.functional.packing import pack_groups
-from rlhf_lightning.models.attention import use_packed_attention
-from rlhf_lightning.models.attention_layout import attention_layout
+from rlhf_lightning.models.layers import causal_lm, output_head
 from rlhf_lightning.models.through import through
+from rlhf_lightning.models.way_choice import choose_way, keep_way, way_of
+from rlhf_lightning.models.ways import Way
 from rlhf_lightning.types import PackedSequences
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-FEW_LOGITS = 1 << 22
-"""Logits, of a small vocabulary say, that are held whatever the number of their rows."""
-
-_SCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 
 
 def packed_hidden_states(model: PreTrainedModel, packed: PackedSequences) -> Tensor:
     """Final hidden states (after the last norm, before the LM head) that predict each response token.
 
     Equal to those of the ordinary forward over padded prompt + response, up to rounding, but the row holds each prompt
-    once and no padding. Differentiable; works with gradient checkpointing, adapters and any floating-point type.
+    once and no padding; where an architecture cannot run so, that ordinary forward itself (``models.way_choice``).
+    Differentiable; works with gradient checkpointing, adapters and any floating-point type.
 
     Args:
-        model: A transformers causal LM, or one wrapped by peft. Its attention implementation is switched once to one
-            that acts as before outside this function (see ``models.attention``).
+        model: A transformers causal LM, or one wrapped by peft. Where it runs packed, its attention implementation is
+            switched once to one that acts as before outside this function (see ``models.attention``).
         packed: The row, on the model's device.
 
     Returns:
@@ -45,7 +39,7 @@ def packed_hidden_states(model: PreTrainedModel, packed: PackedSequences) -> Ten
     Raises:
         ConfigError: If the architecture cannot run packed.
     """
-    return through(causal_lm(model), lambda: _predicting_states(model, packed))
+    return through(causal_lm(model), lambda: packed_states(model, packed, packed.predict_index))
 
 
 def packed_states(model: PreTrainedModel, packed: PackedSequences, places: Tensor) -> Tensor:
@@ -58,18 +52,7 @@ def packed_states(model: PreTrainedModel, packed: PackedSequences, places: Tenso
         packed: The row.
         places: (K,) positions in the row.
     """
-    inner: Any = causal_lm(model)
-    use_packed_attention(inner)
-    wanted, of_place = places.unique(return_inverse=True)
-    output = inner.base_model(
-        input_ids=packed.input_ids[None],
-        position_ids=packed.position_ids[None],
-        attention_mask=_no_mask(packed.input_ids.device),
-        use_cache=False,
-        packed_layout=attention_layout(packed, inner.dtype, wanted),
-    )
-    hidden: Tensor = output.last_hidden_state[0]
-    return hidden.index_select(0, places if len(hidden) == len(packed.input_ids) else of_place)
+    return way_of(model).states(model, packed, places)
 
 
 @overload
@@ -113,140 +96,52 @@ def packed_logprobs(
     Raises:
         ConfigError: If the architecture cannot run packed.
     """
-    settings: dict[str, Any] = {"temperature": temperature, "return_entropy": return_entropy}
-
-    def compute() -> Tensor | tuple[Tensor, Tensor]:
-        return _head_logprobs(
-            model, _predicting_states(model, packed), packed.targets, chunk_size=chunk_size, **settings
-        )
-
-    return through(causal_lm(model), compute)
+    settings: dict[str, Any] = {"temperature": temperature, "chunk_size": chunk_size, "return_entropy": return_entropy}
+    way = way_of(model)
+    logprobs, entropy = through(causal_lm(model), lambda: way.logprobs(model, packed, None, **settings))
+    return logprobs if entropy is None else (logprobs, entropy)
 
 
 def packed_hidden_and_logprobs(
     model: PreTrainedModel, packed: PackedSequences, *, temperature: float = 1.0, chunk_size: int = 1024
 ) -> tuple[Tensor, Tensor]:
     """(R, H) as :func:`packed_hidden_states` and (R,) as :func:`packed_logprobs`, from one forward."""
+    way = way_of(model)
 
     def compute() -> tuple[Tensor, Tensor]:
-        hidden = _predicting_states(model, packed)
-        logprobs = _head_logprobs(model, hidden, packed.targets, temperature=temperature, chunk_size=chunk_size)
-        assert isinstance(logprobs, Tensor)
-        return hidden, logprobs
+        hidden = way.states(model, packed, packed.predict_index)
+        return hidden, way.logprobs(model, packed, hidden, temperature=temperature, chunk_size=chunk_size)[0]
 
     return through(causal_lm(model), compute)
 
 
-def _predicting_states(model: PreTrainedModel, packed: PackedSequences) -> Tensor:
-    return packed_states(model, packed, packed.predict_index)
+def check_packable(model: PreTrainedModel) -> Way:
+    """Chooses, before any training, the way of a model's training forward: the quickest that is its plain forward.
 
-
-def _head_logprobs(
-    model: PreTrainedModel, hidden: Tensor, targets: Tensor, *, chunk_size: int, **settings: Any
-) -> Tensor | tuple[Tensor, Tensor]:
-    head = output_head(model)
-
-    def compute(hidden: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        size = max(chunk_size, FEW_LOGITS // len(head.weight))
-        return chunked_token_logprobs(hidden, head.weight, targets, chunk_size=size, bias=head.bias, **settings)  # type: ignore[no-any-return]
-
-    return through(head, compute, hidden)
-
-
-def causal_lm(model: Any) -> PreTrainedModel:
-    """The transformers model inside a peft wrapper (its adapters act in it), or the model itself."""
-    inner: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return inner
-
-
-def output_head(model: PreTrainedModel) -> nn.Linear:
-    """The LM head.
-
-    Raises:
-        ConfigError: If there is none, or it is not a plain linear layer (an adapted one, say).
-    """
-    head = causal_lm(model).get_output_embeddings()  # type: ignore[no-untyped-call]
-    if not isinstance(head, nn.Linear):
-        raise ConfigError(
-            f"packed training needs an LM head that is a plain linear layer, {type(causal_lm(model)).__name__} has "
-            f"{type(head).__name__}; leave the head out of the adapter's target_modules"
-        )
-    return head
-
-
-def check_packable(model: PreTrainedModel, *, max_length: int | None = None, probe: bool = True) -> None:
-    """Makes sure, before any training, that a model's packed forward is its ordinary forward.
+    With weights on the meta device, and where the way is first asked for later on, a small model of the configuration
+    is tried; else the model itself.
 
     Args:
         model: As for ``packed_hidden_states``.
-        max_length: Longest prompt + response to come, in tokens; without it, any attention window is refused.
-        probe: Also compare log-probs of both forwards on two short sequences. Skipped for weights on the meta device.
+
+    Returns:
+        The way, which the model keeps.
 
     Raises:
-        ConfigError: Naming the feature that packing does not honour, or the difference seen.
+        ConfigError: If its tokens see those after them, or its adapters are not of a kind that can be trained here.
     """
     inner = causal_lm(model)
-    name, config = type(inner).__name__, inner.config.get_text_config()
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
-        raise ConfigError("packed training does not support prompt-learning adapters; use LoRA")
-    if config.is_encoder_decoder or getattr(inner, "_is_stateful", False) or not inner._supports_attention_backend:
-        raise ConfigError(f"packed training needs a decoder that uses transformers' attention interface, not {name}")
-    _check_layers(name, config, max_length)
-    scaled = [key for key in _SCALED_LOGITS if getattr(config, key, None) not in (None, 1)]
-    if scaled:
-        raise ConfigError(f"packed training does not support {', '.join(scaled)} in the configuration of {name}")
-    output_head(model)
-    if probe and not any(parameter.is_meta for parameter in inner.parameters()):
-        _probe(model)
-
-
-def _check_layers(name: str, config: Any, max_length: int | None) -> None:
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    other = sorted(kinds - {"full_attention", "sliding_attention"})
-    if other:
-        raise ConfigError(f"packed training does not support layers of type {', '.join(other)} in {name}")
-    window = getattr(config, "sliding_window", None)
-    windowed = "sliding_attention" in kinds or getattr(config, "layer_types", None) is None
-    if window and windowed and (max_length is None or max_length > window):
-        length = "of unknown length" if max_length is None else f"of up to {max_length} tokens"
-        raise ConfigError(f"packed training cannot honour {name}'s sliding_window of {window} for sequences {length}")
-    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    if rope in ("dynamic", "longrope"):
-        raise ConfigError(f"packed training does not support rope_type {rope!r} of {name}: it depends on batch mates")
-
-
-@torch.no_grad()
-def _probe(model: PreTrainedModel) -> None:
-    inner: Any = causal_lm(model)
-    vocabulary = int(inner.get_input_embeddings().weight.shape[0])
-    prompts = [[(7 * i + 3) % vocabulary for i in range(n)] for n in (3, 5)]
-    tokens = torch.tensor([[5, 11, 2, 9], [8, 1, 0, 0], [6, 4, 10, 0], [12, 0, 0, 0]], device=inner.device) % vocabulary
-    mask = torch.arange(4, device=inner.device) < torch.tensor([[4], [2], [3], [1]], device=inner.device)
+        raise ConfigError("prompt-learning adapters are not supported; use LoRA")
+    if model is not inner and inner.get_output_embeddings() is not None:  # type: ignore[no-untyped-call]
+        output_head(model)
+    if any(parameter.is_meta for parameter in inner.parameters()):
+        return way_of(model)
     training = model.training
-    model.train(False)
+    model.eval()  # type: ignore[no-untyped-call]
     try:
-        packed = pack_groups(prompts, tokens, mask)
-        got = packed.to_rows(packed_logprobs(model, packed))
-        rows = zip([prompts[0], prompts[0], prompts[1], prompts[1]], tokens, mask, strict=True)
-        want = torch.stack([_plain_logprobs(model, prompt, row, m) for prompt, row, m in rows])
+        way = choose_way(model)
     finally:
         model.train(training)
-    worst = float((got - want).abs().max())
-    if not worst <= max(1e-3, 50 * torch.finfo(inner.dtype).eps):
-        raise ConfigError(
-            f"the packed forward of {type(inner).__name__} differs from its ordinary forward by {worst:.3g} nats a "
-            "token: the architecture has a feature that packing does not know"
-        )
-
-
-def _plain_logprobs(model: Any, prompt: list[int], row: Tensor, mask: Tensor) -> Tensor:
-    """(T,) log-probs of one response by the ordinary forward, 0 off the mask."""
-    sequence = torch.cat([torch.tensor(prompt, device=row.device), row])[None]
-    logits: Tensor = model(input_ids=sequence, use_cache=False).logits[0, len(prompt) - 1 : -1]
-    logprobs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
-    return logprobs.gather(-1, row[:, None]).squeeze(-1) * mask
-
-
-def _no_mask(device: torch.device) -> Tensor:
-    """A mask of four dimensions is handed on as it is; this one is empty, so that no attention uses it by mistake."""
-    return torch.empty(1, 1, 0, 0, dtype=torch.bool, device=device)
+    keep_way(model, way)
+    return way

@@ -12,6 +12,7 @@ from rlhf_lightning.models.lean import make_lean
 from rlhf_lightning.models.lora import LoRA
 from rlhf_lightning.models.repeatable import without_noise
 from rlhf_lightning.models.scalar import scalar_model
+from rlhf_lightning.models.way_choice import way_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -63,6 +64,7 @@ def trainable(model: PreTrainedModel, *, lora: LoRA | None, gradient_checkpointi
     tokens' experts do to the loss; the auxiliary loss that balances experts is not part of any loss here.
     """
     make_lean(without_noise(without_router_logits(model)))
+    way_of(model)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return in_float32(lora(model), trained_alone=True) if lora else model
@@ -94,6 +96,7 @@ def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
 def frozen(model: PreTrainedModel) -> PreTrainedModel:
     """The model, made to never train."""
     make_lean(without_noise(without_router_logits(model)))
+    way_of(model)
     return model.requires_grad_(False).eval()
 
 

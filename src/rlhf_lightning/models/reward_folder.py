@@ -82,13 +82,20 @@ class RewardModelFolder(Folder):
         path: The folder.
         dtype: Type the weights are loaded in.
         trust_remote_code: Whether model code that lies in the folder may run.
+        context_length: Most tokens of prompt and response together, where ``config.json`` names none.
 
     Raises:
         ModelSourceError: If the folder, its weights or its head are missing.
     """
 
-    def __init__(self, path: str, dtype: DType = "float32", trust_remote_code: bool = False) -> None:
-        super().__init__(path, dtype, trust_remote_code)
+    def __init__(
+        self,
+        path: str,
+        dtype: DType = "float32",
+        trust_remote_code: bool = False,
+        context_length: int | None = None,
+    ) -> None:
+        super().__init__(path, dtype, trust_remote_code, context_length=context_length)
         self.card = self._read_card()
         if not _has_head(self.path):
             raise ModelSourceError(
@@ -146,7 +153,9 @@ class RewardModelFolder(Folder):
 def with_head(source: ModelSource) -> ModelSource:
     """A plain folder that holds a reward model is read as one, so that its head is kept; other sources as they are."""
     if isinstance(source, Folder) and not isinstance(source, RewardModelFolder) and _has_head(source.path):
-        return RewardModelFolder(str(source.path), source.dtype, source.trust_remote_code)
+        return RewardModelFolder(
+            str(source.path), source.dtype, source.trust_remote_code, context_length=source.context_length
+        )
     return source
 
 

@@ -55,6 +55,11 @@ class RunPolicy(ModelSource):
         self.dtype: str = dtype or self._own
 
     @property
+    def context_length(self) -> int | None:
+        """As of what the run started from."""
+        return getattr(self.source, "context_length", None)
+
+    @property
     def place(self) -> str:
         """The run's folder."""
         return str(self.folder)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from rlhf_lightning.errors import ModelSourceError
+from rlhf_lightning.models.context import positive_length
 from rlhf_lightning.models.lora import with_adapters
 from rlhf_lightning.protocols import ModelSource
 from rlhf_lightning.registry import nearest, plugins, register, resolve
@@ -40,16 +41,22 @@ class Folder(ModelSource):
         trust_remote_code: Whether model code that lies in the folder may run.
         base: What adapters were made for: a folder, a source's name, or a repository of the hub; what the folder itself
             says when not given.
+        context_length: Most tokens of prompt and response together, where ``config.json`` names none.
 
     Raises:
         ModelSourceError: If the folder, its configuration, tokenizer or weights are missing.
     """
 
     def __init__(
-        self, path: str, dtype: DType = "float32", trust_remote_code: bool = False, base: str | None = None
+        self,
+        path: str,
+        dtype: DType = "float32",
+        trust_remote_code: bool = False,
+        base: str | None = None,
+        context_length: int | None = None,
     ) -> None:
         self.path = Path(path).expanduser()
-        self.dtype = dtype
+        self.dtype, self.context_length = dtype, positive_length(context_length)
         self.trust_remote_code = trust_remote_code
         self.base = self._base(base)
         self._check()
@@ -141,12 +148,19 @@ class Hub(ModelSource):
         revision: Branch, tag or commit; a commit makes runs repeatable.
         dtype: Type the weights are loaded in.
         trust_remote_code: Whether model code of the repository may run.
+        context_length: Most tokens of prompt and response together, where ``config.json`` names none.
     """
 
     def __init__(
-        self, repo: str, revision: str = "main", dtype: DType = "bfloat16", trust_remote_code: bool = False
+        self,
+        repo: str,
+        revision: str = "main",
+        dtype: DType = "bfloat16",
+        trust_remote_code: bool = False,
+        context_length: int | None = None,
     ) -> None:
         self.repo, self.revision, self.dtype, self.trust_remote_code = repo, revision, dtype, trust_remote_code
+        self.context_length = positive_length(context_length)
 
     @property
     def place(self) -> str:

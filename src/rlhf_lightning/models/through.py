@@ -24,12 +24,14 @@ def through(module: nn.Module, compute: Callable[..., T], *args: Any) -> T:
         compute: Gives tensors, or tuples of tensors.
         args: Tensors that need a gradient must stand here, not be caught by ``compute``.
     """
-    with _as_forward(getattr(module, "_fsdp_wrapped_module", module), compute):
+    with standing_in(module, compute):
         return module(*args)  # type: ignore[no-any-return]
 
 
 @contextmanager
-def _as_forward(module: nn.Module, compute: Callable[..., Any]) -> Iterator[None]:
+def standing_in(module: nn.Module, compute: Callable[..., Any]) -> Iterator[None]:
+    """Inside the context a call of the module is ``compute``, its hooks around it."""
+    module = getattr(module, "_fsdp_wrapped_module", module)
     own = module.__dict__.get("forward")
     module.__dict__["forward"] = compute
     try:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rlhf_lightning.data.seeding import derive_seed
 from rlhf_lightning.holdings import POLICY, HeldModel
+from rlhf_lightning.models.context import context_length
 from rlhf_lightning.models.export import rehearse
 from rlhf_lightning.models.lora import LoRA
 from rlhf_lightning.models.packed import causal_lm, check_packable, packed_logprobs
@@ -64,6 +65,7 @@ class GeneratingModule(EdgeModule):
         self.lora, self.gradient_checkpointing = lora, gradient_checkpointing
         self.verifier = VerifierScorer()
         self.policy: PreTrainedModel | None = None
+        self._of_way = ""
 
     @property
     def data(self) -> TaskData:
@@ -84,17 +86,24 @@ class GeneratingModule(EdgeModule):
             RLHFError: Naming what cannot be.
         """
         context = self.context_length()
-        check_packable(skeleton(self.policy_source.config()), max_length=context)
+        bare = skeleton(self.policy_source.config())
+        way = check_packable(bare)
         if self.lora is not None:
-            self.lora.check(skeleton(self.policy_source.config()))
+            self.lora.check(bare)
         self.tokenizer = self.policy_source.tokenizer()
         rehearse(self.tokenizer, self.policy_source.place)
         self.sampler.check(self.tokenizer, self.policy_source.config())
         data.bind_tokenizer(self.tokenizer, context_length=context, max_new_tokens=self.sampler.params.max_new_tokens)
+        cost = "" if way.packed else way.cost(*self.typical_lengths(data), self.holdings().updates.samples)
+        self._of_way = f"policy: {way}{cost}"
+
+    def describe(self) -> str:
+        """Which way the policy's training forward goes, after the preflight."""
+        return self._of_way
 
     def context_length(self) -> int:
         """Most tokens of prompt and response together."""
-        return int(self.policy_source.config().get_text_config().max_position_embeddings)
+        return context_length(self.policy_source)
 
     def configure_model(self) -> None:
         """Loads the model and connects it."""

@@ -202,8 +202,8 @@ class PolicyModule(ExploringModule):
         check_token_budget(self.plan.token_budget, longest, longest_response)
 
     def describe(self) -> str:
-        """The run's batch arithmetic, in a line."""
-        return "\n".join((str(self.plan), *said_types(self.held_models())))
+        """The run's batch arithmetic, which way its policy's training forward goes, and its models' types."""
+        return "\n".join(filter(None, (str(self.plan), super().describe(), *said_types(self.held_models()))))
 
     def holdings(self) -> Holdings:
         """All models, the scorers' too; every epoch is a rollout, its passes without gradient, and its updates."""

@@ -20,6 +20,7 @@ from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.holdings import CRITIC, POLICY, Forward, HeldModel
 from rlhf_lightning.kl import KLTerm
 from rlhf_lightning.losses import Clip, ClippedValue
+from rlhf_lightning.models.context import context_length
 from rlhf_lightning.models.critics import Critic, SharedHead, adapter_critic, check_critic_source, own_critic
 from rlhf_lightning.models.reward_folder import with_head
 from rlhf_lightning.models.rollout_logprobs import over_rollout, with_place_after
@@ -133,8 +134,7 @@ class PPOModule(PolicyModule):
 
     def context_length(self) -> int:
         """Most tokens that both policy and critic can read."""
-        critic = int(self.critic_source.config().get_text_config().max_position_embeddings)
-        return min(super().context_length(), critic)
+        return min(super().context_length(), context_length(self.critic_source))
 
     def preflight(self, data: PromptData) -> None:  # type: ignore[override]
         """As for every on-policy module; and that the critic reads the policy's tokens.

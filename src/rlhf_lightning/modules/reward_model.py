@@ -14,6 +14,7 @@ from rlhf_lightning import ranks
 from rlhf_lightning.data.reward_batches import Supervision, reward_updates
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.holdings import HeldModel, Holdings, Updates
+from rlhf_lightning.models.context import context_length
 from rlhf_lightning.models.export import merged_scalar, rehearse, write_whole_folder
 from rlhf_lightning.models.lora import LoRA
 from rlhf_lightning.models.packed import check_packable
@@ -117,7 +118,7 @@ class RewardModel(MeasuredRewards):
             self.is_process, correctness_weight, preference_weight, dict(task_weights or {}), average == "responses"
         )
         self.scalar: PreTrainedModel | None = None
-        self._of_data = ""
+        self._of_data = self._of_way = ""
         self._looked_at: RewardData | None = None
 
     @property
@@ -158,9 +159,9 @@ class RewardModel(MeasuredRewards):
         if self._looked_at is data:
             return
         config = self.backbone_source.config()
-        context = config.get_text_config().max_position_embeddings
+        context = context_length(self.backbone_source)
         bare = skeleton(config)
-        check_packable(bare, max_length=context)
+        self._of_way = f"reward model: {check_packable(bare)}"
         scalar_model(bare)
         if self.lora is not None:
             self.lora.check(skeleton(config))
@@ -183,7 +184,7 @@ class RewardModel(MeasuredRewards):
             f"reward model, {self.supervision} supervision: {self._updates} updates of {self.batch_size} groups an "
             f"epoch, micro-batches of up to {self.token_budget} tokens"
         )
-        return "\n".join(filter(None, (own, *said_types(self.holdings().models), self._of_data)))
+        return "\n".join(filter(None, (own, self._of_way, *said_types(self.holdings().models), self._of_data)))
 
     def configure_model(self) -> None:
         """Loads the backbone and puts the head on it."""

@@ -33,7 +33,7 @@ class EngineSettings:
 
     Attributes:
         dtype: Type of its weights, as ``float32``.
-        max_model_len: Longest prompt with its response, in tokens.
+        max_model_len: Longest prompt with its response, in tokens; None leaves it to the engine.
         kv_cache_bytes: Memory for keys and values; None leaves it to vLLM.
         lora_rank: Room for adapters of this rank; 0 for none.
         sleep: Whether it can give its memory away between rollouts.
@@ -42,7 +42,7 @@ class EngineSettings:
     """
 
     dtype: str
-    max_model_len: int
+    max_model_len: int | None
     kv_cache_bytes: int | None = None
     lora_rank: int = 0
     sleep: bool = False

@@ -13,6 +13,7 @@ from torch import Tensor
 from rlhf_lightning import ranks
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.holdings import Decoding
+from rlhf_lightning.models.context import longest_sequence
 from rlhf_lightning.protocols import Sampler
 from rlhf_lightning.registry import check_choice, register
 from rlhf_lightning.samplers import _vllm_engine as vllm_engine
@@ -244,7 +245,7 @@ class VLLMSampler(Sampler):
         config = plain_config(model).get_text_config()
         return vllm_engine.EngineSettings(
             dtype=str(self.dtype or model.dtype).removeprefix("torch."),
-            max_model_len=self.max_model_len or int(config.max_position_embeddings),
+            max_model_len=self.max_model_len or longest_sequence(config),
             kv_cache_bytes=None if self.kv_cache_gb is None else int(self.kv_cache_gb * 1e9),
             lora_rank=adapter_rank(model) if self.adapters else 0,
             sleep=self.sleep,

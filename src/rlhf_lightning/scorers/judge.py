@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -17,6 +18,7 @@ from rlhf_lightning.data.render import Renderer
 from rlhf_lightning.data.steps import step_ends
 from rlhf_lightning.errors import ConfigError, ModelSourceError
 from rlhf_lightning.functional.step_scores import STEP_AGGREGATIONS, aggregate_steps
+from rlhf_lightning.models.context import longest_sequence
 from rlhf_lightning.models.prepare import frozen
 from rlhf_lightning.models.reward_folder import CARD_FILE, RewardCard, RewardModelFolder
 from rlhf_lightning.models.scoring import score_groups
@@ -106,8 +108,8 @@ class RewardJudge:
 
     @cached_property
     def context(self) -> int:
-        """Most tokens of a prompt with its response."""
-        return int(self.folder.config().get_text_config().max_position_embeddings)
+        """Most tokens of a prompt with its response; any number where its configuration names none."""
+        return longest_sequence(self.folder.config()) or sys.maxsize
 
     def check_aggregation(self, mode: str) -> None:
         """Makes sure that an aggregation of step scores means something.

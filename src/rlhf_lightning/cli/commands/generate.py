@@ -43,7 +43,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Generates and prints."""
-    from rlhf_lightning.cli.policies import context_length, find_policy
+    from rlhf_lightning.cli.policies import find_policy
+    from rlhf_lightning.models.context import context_length
     from rlhf_lightning.plugins import load_builtins
 
     texts = options.prompt or [line.rstrip("\n") for line in sys.stdin]
