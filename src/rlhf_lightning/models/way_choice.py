@@ -19,6 +19,7 @@ from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.packing import pack_groups
 from rlhf_lightning.models.layers import causal_lm
 from rlhf_lightning.models.padded import plain_arguments
+from rlhf_lightning.models.repeatable import without_noise
 from rlhf_lightning.models.small import parts_of, small_model
 from rlhf_lightning.models.ways import Way
 from rlhf_lightning.types import PackedSequences
@@ -63,7 +64,7 @@ def _of_configuration(inner: Any) -> Way:
             because = f"no small {cls.__name__} can be made to try packing with ({_short(error)})"
             _KNOWN[key] = Way(packed=False, equal=True, whole=True, because=because)
         else:
-            _KNOWN[key] = choose_way(small.train())
+            _KNOWN[key] = choose_way(without_noise(small).train())
     return replace(_KNOWN[key], same_up_to=_same_up_to(inner.config))
 
 
