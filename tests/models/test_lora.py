@@ -111,6 +111,12 @@ def test_adapters_on_experts_are_merged(head):
     assert not any("lora" in name for name in whole.state_dict())
 
 
+def test_adapters_on_experts_are_not_left_out_of_what_other_engines_get():
+    model = trained(trainable(hf.AutoModelForCausalLM.from_config(MIXTRAL), lora=LoRA(), gradient_checkpointing=False))
+    with pytest.raises(ConfigError, match="only plain LoRA adapters can be merged"):
+        dict(effective_weights(model))
+
+
 # ---- what cannot be, before any weights -----------------------------------------------------------------------------
 
 

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 def mergeable(model: nn.Module) -> bool:
     """Whether every adapted layer is plain LoRA, whose effect is an addition to the weight.
 
-    False for DoRA and other variants, for adapters that are not LoRA, and for layers replaced as a whole.
+    False for DoRA and other variants, for adapters that are not LoRA, on the experts' joint weights, and for layers
+    replaced as a whole.
     """
     return all(_is_plain_lora(module) for module in model.modules() if _is_adapted(module))
 
@@ -40,4 +41,5 @@ def _is_adapted(module: nn.Module) -> bool:
 
 def _is_plain_lora(module: nn.Module) -> bool:
     variants = getattr(module, "lora_variant", None)
-    return hasattr(module, "lora_A") and hasattr(module, "get_delta_weight") and not variants
+    of_weight = getattr(module, "parameter_name", "weight") == "weight"  # of experts' own parameters it is another
+    return hasattr(module, "lora_A") and hasattr(module, "get_delta_weight") and not variants and of_weight
