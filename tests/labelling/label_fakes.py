@@ -53,7 +53,7 @@ class Script(Sampler):
                 ids = [*self.tokenizer(self.answer(prompt.text, k))["input_ids"], self.tokenizer.eos_token_id]
                 drawn.append(_padded(ids, [0.0] * len(ids), True, params.max_new_tokens))
         assert seeds.dtype == torch.int64 and len(seeds) == len(drawn)
-        return to_rollout(prompts, drawn, params, self.tokenizer, 0)
+        return to_rollout(prompts, drawn, params, self.tokenizer, {self.tokenizer.eos_token_id}, 0)
 
 
 def finish(text: str) -> str:
