@@ -57,6 +57,12 @@ PAIRS: dict[str, list[tuple[str, list[str], list[str]]]] = {
         ("24", ["4!", "24", r"4\cdot 3\cdot 2"], ["4", "42", "2.4"]),
         ("0", ["0", "0.0", "-0", "x=0", r"\frac{0}{5}"], [r"10x-4y-5z-20=0", "x^2-1=0", "O", "10", r"\emptyset"]),
     ],
+    "endless decimals and bare braces": [
+        (r"0.\overline{3}", ["1/3", r"0.\overline3", "0.333333"], ["0.3", "3", r"0.\overline{33}4"]),
+        (r"\frac{41}{330}", [r"0.1\overline{24}"], ["0.124", r"0.\overline{124}"]),
+        ("1, 2, 3", ["{3, 2, 1}", r"\{1,2,3\}"], ["{1, 2}", "{1, 2, 4}"]),
+        (r"(-\infty,\infty)", [r"\mathbb{R}", r"x \in \mathbb{R}"], [r"(0,\infty)", r"\mathbb{Z}"]),
+    ],
     "percents, money, units, angles": [
         (r"12.5\%", ["12.5%", "12.5", r"12.5 \%", "0.125", r"\frac18", "12.5 percent", r"12.5\text{ percent}"], ["125", "1.25%", "0.125%", "12", r"12.5\pi"]),
         (r"75\%", ["75", "0.75", "75%", r"\frac34", "75 percent"], ["0.75%", "7.5", "7500", "25%"]),

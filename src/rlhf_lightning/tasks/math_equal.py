@@ -115,6 +115,8 @@ def _read(text: str) -> _Read:
             return _Read("region", tuple(piece for region in regions for piece in region.parts))
     if len(_split(text, _ORDER.pattern.strip("()"))) > 1:
         return _ordered(text)
+    if re.fullmatch(r"\\mathbb\s*\{?\s*R\s*\}?|\\R", text):
+        return _Read("region", ((r"-\infty", r"\infty", "()"),))
     sides = _split(text, r"=(?!=)")
     if len(sides) > 1 and all(sides):
         return _Read("equation", tuple(sides))

@@ -196,6 +196,7 @@ def clean(text: str) -> str:
     text = re.sub(r"\s*\*\s*", r"\\cdot ", text) if re.search(r"[\w)}]\s*\*\s*[\w(\\]", text) else text
     text = _joined_digits(_with_arguments(text))
     text = re.sub(r"^\s*(?:\\approx|about |approximately |roughly )\s*", "", text)
+    text = re.sub(r"^\{([^{}]*,[^{}]*)\}$", r"⟦\1⟧", text.strip())
     text = re.sub(r"(?<=\d)\s+\([a-z]{2,}(?:[ -][a-z]+)*\)$", "", text)
     return re.sub(r"\s+", " ", re.sub(r"\^\{(\w)\}", r"^\1", text)).strip()
 

@@ -88,6 +88,10 @@ def _number(text: str) -> Fraction | None:
     sign, text = (-1 if signed and signed.group(1) == "-" else 1), signed.group(2) if signed else text
     if re.fullmatch(r"\d+\.?\d*|\.\d+", text):
         return sign * Fraction(text.rstrip(".") if text.endswith(".") else text)
+    if endless := re.fullmatch(r"(\d*)\.(\d*)\\(?:overline|dot|bar)\s*\{?(\d+)\}?", text):
+        whole, before, again = endless.groups()
+        period = Fraction(int(again), (10 ** len(again) - 1) * 10 ** len(before))
+        return sign * (Fraction(f"{whole or 0}.{before or 0}") + period)
     if power := re.fullmatch(r"(?:(\d+\.?\d*|\.\d+)\s*\\times\s*)?10\s*\^\s*\{?\s*([-+]?\d{1,4})\s*\}?", text):
         return sign * Fraction(power.group(1) or 1) * Fraction(10) ** int(power.group(2))
     if power := re.fullmatch(r"(\d+\.?\d*|\.\d+)[eE]([-+]?\d{1,4})", text):
