@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -91,8 +92,9 @@ class Pipeline:
                 asked = (self.sampler, len(rollout.prompts), rollout.group_size)
                 rollout, scores, refilled = self.sampler.refill(rollout, scores, further=further, score=self._score)
                 rollout, shape = checked_rollout(asked[0], rollout, *asked[1:]), rollout.mask.shape
-        with self.events.phase("reference"):
-            old, ref, values, after = rollout.logprobs, None, None, None
+        old, ref, values, after = rollout.logprobs, None, None, None
+        computed = self.behaviour or self.reference or self.values
+        with self.events.phase("reference") if computed else nullcontext():
             if self.behaviour:
                 old = border.tensor("policy", "log-probs", self.behaviour(rollout), shape, rollout.mask)
             if self.reference:
@@ -101,7 +103,8 @@ class Pipeline:
                 values, after = self.values(rollout)
                 border.tensor("critic", "values", values, shape, rollout.mask)
                 border.tensor("critic", "values after the last token", after, shape[:1])
-            self.events.advance(int(rollout.lengths.sum()))
+            if computed:
+                self.events.advance(int(rollout.lengths.sum()))
         rewards, logged = transform(self.transforms, raw_rewards(rollout, scores), border)
         token_rewards = replace(
             place_on_tokens(rewards, rollout, old, ref, self.kl_reward, values),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
 import pandas as pd
@@ -17,11 +18,15 @@ from matplotlib.ticker import MaxNLocator
 
 from rlhf_lightning.callbacks.files import after_failure
 from rlhf_lightning.callbacks.key_metrics import KeyMetric, count, key_metrics_of
+from rlhf_lightning.callbacks.proxy_gap import Start, gains_since
 from rlhf_lightning.callbacks.run_folder import run_dir_of
 from rlhf_lightning.run_layout import METRICS_FILE, PLOTS_FOLDER
 from rlhf_lightning.runs import load_run
 
 COLOR = "#1f5fa8"
+PROXY_PICTURE = "proxy_and_truth.png"
+TITLE_WIDTH = 64
+"""Characters of a title's line that fit over a picture."""
 SMOOTH_FROM = 20
 """From so many points on, a running mean is drawn over them."""
 
@@ -73,8 +78,40 @@ def draw_run(run_dir: str | Path) -> list[Path]:
         if not points.empty:
             (run.path / PLOTS_FOLDER).mkdir(exist_ok=True)
             drawn.append(run.path / PLOTS_FOLDER / key.file_name)
-            draw_metric(points, key, run.name).savefig(drawn[-1], dpi=130)
+            draw_metric(points, key, run.name, axis_of(run.metrics)).savefig(drawn[-1], dpi=130)
+    figure = draw_proxy_and_truth(run.metrics, run.name)
+    if figure is not None:
+        (run.path / PLOTS_FOLDER).mkdir(exist_ok=True)
+        drawn.append(run.path / PLOTS_FOLDER / PROXY_PICTURE)
+        figure.savefig(drawn[-1], dpi=130)
     return drawn
+
+
+def axis_of(metrics: pd.DataFrame) -> str:
+    """What a row of the metrics is: a rollout, or an epoch of a run that makes none."""
+    return "epoch" if "time/update" in metrics.columns and "time/rollout" not in metrics.columns else "rollout"
+
+
+def draw_proxy_and_truth(metrics: pd.DataFrame, run_name: str) -> Figure | None:
+    """The proxy's and the truth's gain on held-out prompts since the start, and the gap between; None without a proxy.
+
+    Each is in its own standard deviations at the start, so that the shaded difference is ``held_out/gap``.
+    """
+    columns = ["rollout", "held_out/proxy", "held_out/proxy_std", "held_out/accuracy"]
+    points = metrics.reindex(columns=columns).dropna()
+    if points.empty or not points["held_out/proxy_std"].iloc[0] > 0:
+        return None
+    start = Start(*(float(points[name].iloc[0]) for name in ("held_out/accuracy", *columns[1:3])))
+    proxy, truth = gains_since(start, points["held_out/proxy"], points["held_out/accuracy"])
+    figure, axes = _figure("Proxy and truth on held-out prompts: gain since the start", run_name)
+    axes.fill_between(points["rollout"], proxy, truth, color="0.85", label="gap")
+    axes.plot(points["rollout"], proxy, color="#c2410c", marker="o", linewidth=2.0, label="proxy (what is optimised)")
+    axes.plot(points["rollout"], truth, color=COLOR, marker="o", linewidth=2.0, label="truth (verifier's accuracy)")
+    axes.set_xlabel("rollout")
+    axes.set_ylabel("standard deviations at the start")
+    axes.legend(frameon=False, fontsize=9, loc="best")
+    axes.spines["top"].set_visible(False)
+    return figure
 
 
 def points_of(metrics: pd.DataFrame, key: KeyMetric) -> pd.DataFrame:
@@ -87,23 +124,29 @@ def points_of(metrics: pd.DataFrame, key: KeyMetric) -> pd.DataFrame:
     return points.dropna(subset=["x", "y"])
 
 
-def draw_metric(points: pd.DataFrame, key: KeyMetric, run_name: str) -> Figure:
+def draw_metric(points: pd.DataFrame, key: KeyMetric, run_name: str, axis: str = "rollout") -> Figure:
     """One picture: rollouts along the bottom, prompts seen along the top, first and last value written out."""
+    figure, axes = _figure(key.title, run_name)
+    _draw_curve(axes, points)
+    _label_ends(axes, points, key)
+    axes.set_xlabel(axis)
+    axes.set_ylabel(key.axis_label)
+    axes.margins(x=0.06, y=0.14)
+    _prompts_on_top(axes, points, "prompts seen" if axis == "rollout" else "items seen")
+    return figure
+
+
+def _figure(title: str, run_name: str) -> tuple[Figure, Axes]:
+    """An empty picture; a long title takes several lines."""
     figure = Figure(figsize=(8.0, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    _draw_curve(axes, points)
-    _label_ends(axes, points, key)
-    axes.set_xlabel("rollout")
-    axes.set_ylabel(key.axis_label)
-    axes.set_title(f"{key.title}\n", fontsize=12, loc="left", fontweight="bold")
+    axes.set_title(f"{fill(title, TITLE_WIDTH)}\n", fontsize=12, loc="left", fontweight="bold")
     axes.text(1.0, -0.11, f"run {run_name}", transform=axes.transAxes, ha="right", va="top", fontsize=8, color="0.4")
     axes.grid(alpha=0.25)
     axes.spines["right"].set_visible(False)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.margins(x=0.06, y=0.14)
-    _prompts_on_top(axes, points)
-    return figure
+    return figure, axes
 
 
 def _draw_curve(axes: Axes, points: pd.DataFrame) -> None:
@@ -145,7 +188,7 @@ def _label_ends(axes: Axes, points: pd.DataFrame, key: KeyMetric) -> None:
         )
 
 
-def _prompts_on_top(axes: Axes, points: pd.DataFrame) -> None:
+def _prompts_on_top(axes: Axes, points: pd.DataFrame, label: str) -> None:
     known = points.dropna(subset=["prompts"])
     if known.empty:
         axes.spines["top"].set_visible(False)
@@ -154,4 +197,4 @@ def _prompts_on_top(axes: Axes, points: pd.DataFrame) -> None:
     ticks = [tick for tick in MaxNLocator(nbins=6, integer=True).tick_values(low, high) if low <= tick <= high]
     top = axes.secondary_xaxis("top")
     top.set_xticks(np.interp(ticks, known["prompts"], known["x"]), [count(tick) for tick in ticks])
-    top.set_xlabel("prompts seen")
+    top.set_xlabel(label)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 LEAST_DEVIATION = 0.1
 """Least standard deviation that correctness is taken to have; that of an accuracy of 1 % or 99 %."""
+
+
+T = TypeVar("T", bound=Any)
 
 
 class Start(NamedTuple):
@@ -45,6 +48,11 @@ def gap_since(start: Start | None, measured: Mapping[str, float]) -> dict[str, f
     """
     if start is None or start.proxy_std == 0 or "held_out/proxy" not in measured:
         return {}
+    proxy, truth = gains_since(start, measured["held_out/proxy"], measured["held_out/accuracy"])
+    return {"held_out/gap": proxy - truth}
+
+
+def gains_since(start: Start, proxy: T, accuracy: T) -> tuple[T, T]:
+    """What the proxy and the truth have gained since the start, each in its own standard deviations."""
     deviation = max((start.accuracy * (1 - start.accuracy)) ** 0.5, LEAST_DEVIATION)
-    truth = (measured["held_out/accuracy"] - start.accuracy) / deviation
-    return {"held_out/gap": (measured["held_out/proxy"] - start.proxy) / start.proxy_std - truth}
+    return (proxy - start.proxy) / start.proxy_std, (accuracy - start.accuracy) / deviation

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +19,14 @@ from rich.table import Table
 
 from rlhf_lightning.callbacks.files import after_failure, write_whole
 from rlhf_lightning.callbacks.key_metrics import KeyMetric, count, duration, key_metrics_of
+from rlhf_lightning.callbacks.plots import PROXY_PICTURE, axis_of
 from rlhf_lightning.callbacks.run_folder import run_dir_of
 from rlhf_lightning.run_layout import METRICS_FILE, PLOTS_FOLDER, REPORT_FILE
 from rlhf_lightning.runs import Run, load_run
 
 OTHER_METRICS = (
     KeyMetric("truncated", "", "%", ("response/truncated",), scale=100.0, better="lower", decimals=1),
-    KeyMetric("failed verifications", "", "%", ("score/failed",), scale=100.0, better="lower", decimals=1),
+    KeyMetric("failed scores", "", "%", ("score/failed",), scale=100.0, better="lower", decimals=1),
     KeyMetric("groups without signal", "", "%", ("reward/dead_groups",), scale=100.0, better="lower", decimals=1),
     KeyMetric("policy loss", "", "", ("loss/policy",), decimals=4),
     KeyMetric("value loss", "", "", ("loss/value",), better="lower", decimals=4),
@@ -35,6 +37,9 @@ OTHER_METRICS = (
     KeyMetric("gradient norm", "", "", ("grad_norm/policy", "grad_norm/backbone")),
 )
 """In the table, but not drawn."""
+
+WIDTH = 120
+"""Columns where there is no terminal that would say."""
 
 _NOT_RESULTS = ("rollout", "prompts_seen", "step", "epoch", "time/", "speed/", "memory/")
 
@@ -99,7 +104,7 @@ class RunReport(Callback):
 
     def __init__(self, run_dir: str | Path | None = None) -> None:
         self.run_dir = run_dir
-        self.console = Console()
+        self.console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reports the finished run."""
@@ -173,7 +178,8 @@ def metrics_table(metrics: pd.DataFrame) -> ReportTable:
         present = [(KeyMetric(name, "", "", (name,), decimals=4), name) for name in own]
     axis = "rollout" if "rollout" in metrics.columns else "step"
     rows = [_metric_row(key, metrics[[axis, column]].dropna(), axis) for key, column in present]
-    return ReportTable("Metrics", ("metric", "unit", "first", "last", "best", f"at {axis}"), tuple(filter(None, rows)))
+    at = axis_of(metrics) if "rollout" in metrics.columns else axis
+    return ReportTable("Metrics", ("metric", "unit", "first", "last", "best", f"at {at}"), tuple(filter(None, rows)))
 
 
 def _metric_row(key: KeyMetric, points: pd.DataFrame, axis: str) -> tuple[str, ...] | None:
@@ -237,6 +243,8 @@ def as_markdown(run: Run, status: str, sections: Sequence[Section] = ()) -> str:
         text.writelines(f"| {' | '.join(row)} |\n" for row in table.rows)
     text.write("\n## Pictures\n\n")
     text.writelines(_picture(run, key) for key in key_metrics_of(run.metrics.columns))
+    if (run.path / PLOTS_FOLDER / PROXY_PICTURE).is_file():
+        text.write(f"![Proxy and truth on held-out prompts]({PLOTS_FOLDER}/{PROXY_PICTURE})\n\n")
     return text.getvalue()
 
 
