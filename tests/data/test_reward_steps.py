@@ -219,7 +219,7 @@ def test_an_empty_step_is_none_and_shares_no_token_with_its_neighbour(opened, to
     assert group.responses == (JudgedResponse("one\ntwo", 1.0, (Step(3, 1.0), Step(7, 1.0))),)
     assert source.counts() == {"responses": 1, "pairs": 0, "labelled steps": 2, "empty steps left out": 3}
     (rendered,) = render_groups(Renderer(tokenizer_of()), [group])
-    assert rendered.step_ends == ((2, 6),)
+    assert rendered.step_ends == ((2, 7),)  # "one", and the end-of-sequence token: a whole response's last verdict
     with pytest.raises(DataError, match="field 'completions' must be a list of at least one step"):
         opened(Steps, {"prompt": "q", "completions": ["", " "], "labels": [True, True]})
 
