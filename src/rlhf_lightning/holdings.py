@@ -97,6 +97,7 @@ class Updates:
         token_budget: Most tokens of a packed micro-batch.
         logits_chunk: Tokens whose logits are held at once; None without logits.
         checkpointing: Whether activations are computed again in the backward pass.
+        float32_logits: Whether the LM head multiplies in float32.
     """
 
     per_epoch: int
@@ -106,6 +107,7 @@ class Updates:
     passes: int = 1
     logits_chunk: int | None = None
     checkpointing: bool = False
+    float32_logits: bool = False
 
 
 @dataclass(frozen=True)

@@ -318,3 +318,43 @@ def test_rows_shared_out_to_threads_give_the_same(chunk_size, trained, with_entr
         torch.set_num_threads(threads)
     for want, got in zip(*found, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+
+
+def in_float64(hidden, weight, tokens, temperature):
+    """Log-probs of the very numbers that are given, by torch in float64."""
+    logits = hidden.double() @ weight.double().t() / temperature
+    return logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_float32_products_of_16_bit_inputs_are_those_of_float64(temperature):
+    hidden, weight, tokens = torch.randn(64, 48), torch.randn(211, 48) / 2, torch.randint(211, (64,))
+    hidden, weight = hidden.bfloat16(), weight.bfloat16()
+    want = in_float64(hidden, weight, tokens, temperature)
+    settings = {"chunk_size": 20, "temperature": temperature}
+    exact = chunked_token_logprobs(hidden, weight, tokens, float32_products=True, **settings)
+    assert exact.dtype == torch.float32
+    torch.testing.assert_close(exact.double(), want, rtol=0, atol=2e-5)
+    rounded = chunked_token_logprobs(hidden, weight, tokens, **settings)
+    assert float((rounded.double() - want).abs().max()) > 5e-3
+
+
+def test_float32_products_hold_under_autocast_and_give_their_gradients():
+    hidden = torch.randn(6, 8).bfloat16().requires_grad_()
+    weight, tokens = torch.randn(11, 8, requires_grad=True), torch.tensor([0, 3, 10, 2, 2, 7])
+    with torch.autocast("cpu", torch.bfloat16):
+        got = chunked_token_logprobs(hidden, weight, tokens, chunk_size=2, temperature=0.5, float32_products=True)
+    torch.testing.assert_close(got.double(), in_float64(hidden, weight, tokens, 0.5), rtol=0, atol=1e-5)
+    got.square().sum().backward()
+    wide = [hidden.detach().double().requires_grad_(), weight.detach().double().requires_grad_()]
+    in_float64(*wide, tokens, 0.5).square().sum().backward()
+    torch.testing.assert_close(weight.grad.double(), wide[1].grad, rtol=1e-4, atol=1e-4)
+    assert hidden.grad.dtype == torch.bfloat16
+    torch.testing.assert_close(hidden.grad.double(), wide[0].grad, rtol=2e-2, atol=2e-2)
+
+
+def test_the_temperature_divides_float32_logits():
+    """One logit of 1 by 0.3: 3.33333 in float32; a hidden state of bfloat16 divided by 0.3 would give 3.328125."""
+    hidden, weight = torch.ones(1, 1).bfloat16(), torch.tensor([[1.0], [0.0]]).bfloat16()
+    got = chunked_token_logprobs(hidden, weight, torch.tensor([1]), chunk_size=1, temperature=0.3)
+    assert float(got) == pytest.approx(-math.log(1 + math.exp(1 / 0.3)), abs=1e-6)

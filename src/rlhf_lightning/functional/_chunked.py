@@ -1,13 +1,14 @@
 """The autograd function behind ``chunked_token_logprobs``.
 
-With z the logits of a row, m the largest of them, e = exp(z - m), s = sum_v e_v and t the row's token:
+With z the logits of a row, divided by the temperature tau in the type in which exponentials are summed, m the largest
+of them, e = exp(z - m), s = sum_v e_v and t the row's token:
 
     log p_t = z_t - m - log s            d log p_t / d z = -(e - s 1_t) / s
     H       = -sum_v p_v log p_v         d H / d z       = -p (log p + H)
 
 The residual e - s 1_t is made in place from the logits, and every gradient is linear in it: with g the gradient from
-above and a = -g / s, d hidden = a (residual W), d W = residual^T (a hidden) and d b = residual^T a. Of d W it is the
-transpose that is summed up: so the small hidden states are laid out anew for the product, not the residuals.
+above and a = -g / (s tau), d hidden = a (residual W), d W = residual^T (a hidden) and d b = residual^T a. Of d W it is
+the transpose that is summed up: so the small hidden states are laid out anew for the product, not the residuals.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ class LinearLogprobs(torch.autograd.Function):
         chunk_size: int,
         with_entropy: bool,
         train: bool,
+        temperature: float,
     ) -> tuple[Tensor, Tensor | None]:
         """(N, H), (V, H), (V,) and (N,) to (N,) log-probs and (N,) entropies or None; saves what backward needs."""
         head_trained = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
@@ -61,7 +63,7 @@ class LinearLogprobs(torch.autograd.Function):
 
         def compute(share: slice) -> list[Tensor]:
             kept: list[Tensor] = []
-            for rows, logits in _logits_by_chunk(hidden, weight, bias, share, ctx.chunk_size):
+            for rows, logits in _logits_by_chunk(hidden, weight, bias, share, ctx.chunk_size, temperature):
                 if entropy is not None:
                     entropy[rows] = _entropy(logits.log_softmax(dim=1))
                 logprobs[rows], total = _exponentiate_(logits, tokens[rows])
@@ -69,10 +71,10 @@ class LinearLogprobs(torch.autograd.Function):
                     kept = [_residual_(logits, tokens[rows], total).to(hidden.dtype), total]
                 if direction is not None:
                     residual = _residual_(logits, tokens[rows], total).to(hidden.dtype)
-                    direction[rows] = product(residual, weight).div_(-total)
+                    direction[rows] = product(residual, weight).div_(-total * temperature)
             return kept
 
-        ctx.shares = _shares(hidden, weight)
+        ctx.shares, ctx.temperature = _shares(hidden, weight), temperature
         ctx.chunk_size = math.ceil(chunk_size / len(ctx.shares))  # the shares hold their chunks at the same time
         kept = side_by_side([partial(compute, share) for share in ctx.shares])
         ctx.save_for_backward(hidden, weight, bias, tokens, direction, *chain(*kept))
@@ -86,10 +88,10 @@ class LinearLogprobs(torch.autograd.Function):
         hidden, weight, _, _, direction, *_ = ctx.saved_tensors
         if grad is None:
             if grad_entropy is None:
-                return (None,) * 7
+                return (None,) * 8
             grad = torch.zeros_like(grad_entropy)
         if direction is not None and grad_entropy is None:
-            return (direction * grad[:, None]).to(hidden.dtype), *(None,) * 6
+            return (direction * grad[:, None]).to(hidden.dtype), *(None,) * 7
         for_hidden, for_weight, for_bias, *_ = ctx.needs_input_grad
         grad_hidden = torch.empty_like(hidden) if for_hidden else None
 
@@ -110,7 +112,7 @@ class LinearLogprobs(torch.autograd.Function):
             None if grad_weight is None else grad_weight.t().contiguous(),
             None if grad_bias is None else grad_bias[0],
         )
-        return grad_hidden, *for_parameters, None, None, None, None
+        return grad_hidden, *for_parameters, None, None, None, None, None
 
 
 _Chunk = tuple[slice, Tensor, Tensor]
@@ -119,18 +121,19 @@ _Chunk = tuple[slice, Tensor, Tensor]
 def _scaled_residuals(ctx: Any, number: int, grad: Tensor, grad_entropy: Tensor | None) -> Iterator[_Chunk]:
     """Rows, residual and scale of each chunk of a share; their product is the gradient of the logits."""
     hidden, weight, bias, tokens, _, *kept = ctx.saved_tensors
-    share, chunks = ctx.shares[number], partial(_logits_by_chunk, hidden, weight, bias, ctx.shares[number])
+    share, cold = ctx.shares[number], ctx.temperature
+    chunks = partial(_logits_by_chunk, hidden, weight, bias, share, ctx.chunk_size, cold)
     if grad_entropy is not None:
-        for rows, logits in chunks(ctx.chunk_size):
+        for rows, logits in chunks():
             slope = _slope(logits.log_softmax(dim=1), tokens[rows], grad[rows, None], grad_entropy[rows, None])
-            yield rows, slope.to(hidden.dtype), torch.ones_like(grad[rows, None])
+            yield rows, slope.to(hidden.dtype), torch.full_like(grad[rows, None], 1 / cold)
     elif kept:
         residual, total = kept[2 * number : 2 * number + 2]
-        yield share, residual, -grad[share, None] / total
+        yield share, residual, -grad[share, None] / (total * cold)
     else:
-        for rows, logits in chunks(ctx.chunk_size):
+        for rows, logits in chunks():
             _, total = _exponentiate_(logits, tokens[rows])
-            yield rows, _residual_(logits, tokens[rows], total).to(hidden.dtype), -grad[rows, None] / total
+            yield rows, _residual_(logits, tokens[rows], total).to(hidden.dtype), -grad[rows, None] / (total * cold)
 
 
 def _shares(hidden: Tensor, weight: Tensor) -> list[slice]:
@@ -144,7 +147,7 @@ def _shares(hidden: Tensor, weight: Tensor) -> list[slice]:
 
 
 def _logits_by_chunk(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, share: slice, chunk_size: int
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, share: slice, chunk_size: int, temperature: float
 ) -> Iterator[tuple[slice, Tensor]]:
     """Rows and wide logits of each chunk of a share, the caller's to overwrite."""
     n = share.stop - share.start
@@ -154,7 +157,8 @@ def _logits_by_chunk(
         logits = product(hidden[rows], weight.t())
         if bias is not None:
             logits.add_(bias)
-        yield rows, logits.to(wide(logits.dtype))
+        logits = logits.to(wide(logits.dtype))
+        yield rows, logits if temperature == 1.0 else logits.div_(temperature)
         del logits
 
 

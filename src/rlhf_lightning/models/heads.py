@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from rlhf_lightning.functional.logprobs import chunked_token_logprobs
-from rlhf_lightning.models.layers import backbone, causal_lm, output_head
+from rlhf_lightning.models.layers import Float32Head, backbone, causal_lm, output_head
 from rlhf_lightning.models.padded import plain_arguments
 from rlhf_lightning.models.through import standing_in, through
 
@@ -29,7 +29,8 @@ def matrix_logprobs(
     def compute(hidden: Tensor) -> LogProbs:
         size = max(chunk_size, FEW_LOGITS // len(head.weight))
         settings: dict[str, Any] = {"chunk_size": size, "temperature": temperature, "return_entropy": return_entropy}
-        found = chunked_token_logprobs(hidden, head.weight, targets, bias=head.bias, **settings)
+        settings |= {"bias": head.bias, "float32_products": isinstance(head, Float32Head)}
+        found = chunked_token_logprobs(hidden, head.weight, targets, **settings)
         return found if return_entropy else (found, None)
 
     return through(head, compute, hidden)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from rlhf_lightning.errors import ConfigError
 
@@ -45,3 +47,26 @@ def output_head(model: PreTrainedModel) -> nn.Linear:
             "leave the head out of the adapter's target_modules"
         )
     return head
+
+
+class Float32Head(nn.Linear):
+    """An LM head whose products and logits are float32, whatever its weights and hidden states are, autocast or not."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., H) to (..., V)."""
+        wide = torch.promote_types(input.dtype, torch.float32)
+        bias = None if self.bias is None else self.bias.to(wide)
+        with torch.autocast(input.device.type, enabled=False):
+            return F.linear(input.to(wide), self.weight.to(wide), bias)
+
+
+def with_float32_head(model: PreTrainedModel) -> PreTrainedModel:
+    """The model, its LM head made a :class:`Float32Head` in place.
+
+    Raises:
+        ConfigError: As :func:`output_head`.
+    """
+    head = output_head(model)
+    head.__class__ = Float32Head
+    head.__dict__.pop("forward", None)  # a lean one, which would multiply in the weights' type
+    return model

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from rlhf_lightning.models.layers import with_float32_head
 from rlhf_lightning.models.lean import make_lean
 from rlhf_lightning.models.lora import LoRA
 from rlhf_lightning.models.repeatable import without_noise
@@ -57,7 +58,9 @@ def in_float32(model: PreTrainedModel, *, trained_alone: bool = False) -> PreTra
     return model
 
 
-def trainable(model: PreTrainedModel, *, lora: LoRA | None, gradient_checkpointing: bool) -> PreTrainedModel:
+def trainable(
+    model: PreTrainedModel, *, lora: LoRA | None, gradient_checkpointing: bool, float32_logits: bool = False
+) -> PreTrainedModel:
     """The model without noise, its adapters on if asked for, and activation checkpointing if asked for.
 
     Adapters are float32 at least. On CPU norms and MLPs run leaner (``models.lean``). A router learns from what its
@@ -65,6 +68,8 @@ def trainable(model: PreTrainedModel, *, lora: LoRA | None, gradient_checkpointi
     """
     make_lean(without_noise(without_router_logits(model)))
     way_of(model)
+    if float32_logits:
+        with_float32_head(model)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return in_float32(lora(model), trained_alone=True) if lora else model
@@ -93,10 +98,12 @@ def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
     return frozen(copy.deepcopy(model))
 
 
-def frozen(model: PreTrainedModel) -> PreTrainedModel:
+def frozen(model: PreTrainedModel, *, float32_logits: bool = False) -> PreTrainedModel:
     """The model, made to never train."""
     make_lean(without_noise(without_router_logits(model)))
     way_of(model)
+    if float32_logits:
+        with_float32_head(model)
     return model.requires_grad_(False).eval()
 
 

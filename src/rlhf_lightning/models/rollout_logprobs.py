@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from torch.nn.functional import pad
 
 from rlhf_lightning import ranks
 from rlhf_lightning.functional.packing import GroupPiece
+from rlhf_lightning.models.attention import as_in_training
 from rlhf_lightning.models.packed import packed_logprobs
 from rlhf_lightning.models.rollout_packs import pack_pieces, split_rollout
 from rlhf_lightning.types import PackedSequences, Rollout
@@ -19,8 +21,13 @@ from rlhf_lightning.types import PackedSequences, Rollout
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+Rows = Sequence[Sequence[GroupPiece]]
+"""Packed rows, each of some responses of some groups."""
 
-def rollout_logprobs(model: PreTrainedModel, rollout: Rollout, *, token_budget: int, chunk_size: int) -> Tensor:
+
+def rollout_logprobs(
+    model: PreTrainedModel, rollout: Rollout, *, token_budget: int, chunk_size: int, rows: Rows | None = None
+) -> Tensor:
     """(B, T) log-probs of the responses at the sampling temperature, 0 off the mask.
 
     Args:
@@ -28,6 +35,7 @@ def rollout_logprobs(model: PreTrainedModel, rollout: Rollout, *, token_budget: 
         rollout: The responses.
         token_budget: Most row tokens of one forward.
         chunk_size: Most rows of logits held at once.
+        rows: As for :func:`over_rollout`.
 
     Raises:
         ConfigError: If a prompt with its response exceeds the budget.
@@ -36,7 +44,7 @@ def rollout_logprobs(model: PreTrainedModel, rollout: Rollout, *, token_budget: 
     def logprobs(packed: PackedSequences) -> Tensor:
         return packed_logprobs(model, packed, temperature=rollout.params.temperature, chunk_size=chunk_size)
 
-    return over_rollout(logprobs, rollout, token_budget=token_budget)
+    return over_rollout(logprobs, rollout, token_budget=token_budget, rows=rows)
 
 
 def rollout_entropy(model: PreTrainedModel, rollout: Rollout, *, token_budget: int, chunk_size: int) -> Tensor:
@@ -53,7 +61,9 @@ def rollout_entropy(model: PreTrainedModel, rollout: Rollout, *, token_budget: i
 
 
 @torch.no_grad()
-def over_rollout(of_row: Callable[[PackedSequences], Tensor], rollout: Rollout, *, token_budget: int) -> Tensor:
+def over_rollout(
+    of_row: Callable[[PackedSequences], Tensor], rollout: Rollout, *, token_budget: int, rows: Rows | None = None
+) -> Tensor:
     """Lays a rollout out in packed rows and gathers what a function says of each; ranks share the rows.
 
     Every rank calls the function as often as the others, whose sharded weights come together in it: a rank that has
@@ -63,6 +73,9 @@ def over_rollout(of_row: Callable[[PackedSequences], Tensor], rollout: Rollout, 
         of_row: Gives (R,) numbers, one a response token of a row.
         rollout: The responses.
         token_budget: Most row tokens of one call.
+        rows: Which responses share a row; as few rows as the budget allows when not given. Given are the rows of
+            updates, and the function then computes as in training, to the last bit. Responses that stand in none are
+            left out.
 
     Returns:
         (B, T) in float32, 0 off the mask.
@@ -71,10 +84,11 @@ def over_rollout(of_row: Callable[[PackedSequences], Tensor], rollout: Rollout, 
         ConfigError: If a prompt with its response exceeds the budget.
     """
     numbers = torch.zeros(rollout.mask.shape, dtype=torch.float32, device=rollout.tokens.device)
-    bins = _even_bins(rollout, token_budget)
-    for number in ranks.in_turn(len(bins)):
-        rows, packed = pack_pieces(rollout, bins[number])
-        numbers[rows] = packed.to_rows(of_row(packed).to(numbers.dtype)) * ranks.does(number)
+    bins = _even_bins(rollout, token_budget) if rows is None else rows
+    with nullcontext() if rows is None else as_in_training():
+        for number in ranks.in_turn(len(bins)):
+            own, packed = pack_pieces(rollout, bins[number])
+            numbers[own] = packed.to_rows(of_row(packed).to(numbers.dtype)) * ranks.does(number)
     return ranks.added(numbers)
 
 

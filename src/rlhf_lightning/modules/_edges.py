@@ -42,7 +42,6 @@ class EdgeModule(RepeatingModule):
         warmup_updates: Linear warm-up; the learning rate is constant after it.
         max_grad_norm: Gradient norm limit a parameter group; None is no limit.
         seed: Run seed.
-        train_in_16_bits: Whether weights that train stay in a source's 16 bits.
 
     Attributes:
         rollout_index: Number of epochs finished.
@@ -52,18 +51,13 @@ class EdgeModule(RepeatingModule):
     """
 
     def __init__(
-        self,
-        optimizer: OptimizerCallable,
-        warmup_updates: int,
-        max_grad_norm: float | None,
-        seed: int,
-        train_in_16_bits: bool = False,
+        self, optimizer: OptimizerCallable, warmup_updates: int, max_grad_norm: float | None, seed: int
     ) -> None:
         super().__init__()
         self.strict_loading = False
         self.make_optimizer, self.warmup_updates = optimizer, warmup_updates
         self.max_grad_norm = checked_norm(max_grad_norm)
-        self.seed, self.train_in_16_bits = seed, train_in_16_bits
+        self.seed = seed
         self.guard = StepGuard()
         self.events, self.means = Events(), Means()
         self.rollout_index = 0
@@ -75,6 +69,7 @@ class EdgeModule(RepeatingModule):
 
     #: What an epoch is called where progress is shown.
     epoch_noun = "epoch"
+    train_in_16_bits = False  #: Whether weights that train stay in a source's 16 bits.
 
     # ---- what a module must say ------------------------------------------------------------------------------------
 
@@ -199,14 +194,9 @@ class EdgeModule(RepeatingModule):
         return self.trainer.accumulate_grad_batches * self.trainer.world_size
 
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
-        """One optimizer over named groups, warm-up then constant.
-
-        Raises:
-            ConfigError: If a parameter of 16 bits would train and nobody asked for that.
-        """
+        """One optimizer over named groups, warm-up then constant; 16 bits that nobody asked for are refused."""
         groups = named_groups(self.parameter_groups(), self.learning_rates())
-        if not self.train_in_16_bits:
-            check_wide(self.named_parameters())
+        check_wide(() if self.train_in_16_bits else self.named_parameters())
         optimizer = self.make_optimizer(groups)
         return {"optimizer": optimizer, "lr_scheduler": warm_up(optimizer, self.warmup_updates, self.update_delays())}
 

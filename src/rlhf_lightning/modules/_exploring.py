@@ -31,6 +31,7 @@ from torch import Tensor
 from rlhf_lightning.modules._referred import ReferredModule
 from rlhf_lightning.modules.ahead import Ahead, EndsDraws, check_overlap, check_version
 from rlhf_lightning.modules.further import further_prompts
+from rlhf_lightning.modules.sharing import computes_narrow
 from rlhf_lightning.pipeline import LogProbs, Pipeline
 from rlhf_lightning.protocols import AdvantageEstimator, Sampler
 from rlhf_lightning.samplers.ahead import AheadSampler
@@ -147,8 +148,8 @@ class ExploringModule(ReferredModule):
 
     @property
     def _sampler_is_exact(self) -> bool:
-        """Whether the sampler's log-probs are the trainer's own: not under autocast, which the sampler doesn't use."""
-        return self.sampler.exact and "mixed" not in str(self.trainer.precision)
+        """Whether the sampler's log-probs are the trainer's own: not in 16 bits, where even another row has others."""
+        return self.sampler.exact and not computes_narrow(self.trainer, self.model)
 
     def _logprobs_unless_fresh(self, rollout: Rollout) -> Tensor:
         fresh = rollout.weights_version == self.global_step

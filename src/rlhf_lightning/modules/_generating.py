@@ -46,6 +46,7 @@ class GeneratingModule(EdgeModule):
         gradient_checkpointing: Recompute activations in the backward pass.
         seed: Run seed.
         train_in_16_bits: Whether weights that train stay in a source's 16 bits.
+        float32_logits: Whether the LM head multiplies in float32.
     """
 
     def __init__(
@@ -59,10 +60,12 @@ class GeneratingModule(EdgeModule):
         gradient_checkpointing: bool,
         seed: int,
         train_in_16_bits: bool = False,
+        float32_logits: bool = False,
     ) -> None:
-        super().__init__(optimizer, warmup_updates, max_grad_norm, seed, train_in_16_bits)
+        super().__init__(optimizer, warmup_updates, max_grad_norm, seed)
+        self.train_in_16_bits = train_in_16_bits
         self.policy_source, self.sampler = policy, sampler
-        self.lora, self.gradient_checkpointing = lora, gradient_checkpointing
+        self.lora, self.gradient_checkpointing, self.float32_logits = lora, gradient_checkpointing, float32_logits
         self.verifier = VerifierScorer()
         self.policy: PreTrainedModel | None = None
         self._of_way = ""
@@ -120,7 +123,12 @@ class GeneratingModule(EdgeModule):
     def load_trained(self) -> None:
         """Loads the weights that train, as they are before the first update; a checkpoint's may be laid over them."""
         loaded = load_to_train(self.policy_source, lora=self.lora, sixteen_bits=self.train_in_16_bits)
-        self.policy = trainable(loaded, lora=self.lora, gradient_checkpointing=self.gradient_checkpointing)
+        self.policy = trainable(
+            loaded,
+            lora=self.lora,
+            gradient_checkpointing=self.gradient_checkpointing,
+            float32_logits=self.float32_logits,
+        )
 
     def load_frozen(self) -> None:
         """Loads what never trains, after :meth:`load_trained`; nothing by default."""

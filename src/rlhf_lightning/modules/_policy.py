@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
-from rlhf_lightning import ranks
 from rlhf_lightning.border import check_any_succeeded
 from rlhf_lightning.data.seeding import derive_seed
 from rlhf_lightning.data.update_batches import TRUNCATIONS, updates_of
@@ -95,9 +94,12 @@ class PolicyModule(ExploringModule):
             :mod:`rlhf_lightning.modules._exploring`.
         measure_entropy: Log the exact entropy of the policy that made each rollout (``policy/entropy``), for one more
             forward of it a rollout. ``−policy/logprob_mean`` is an unbiased estimate of it that costs nothing.
-        train_in_16_bits: Let weights that all train stay in the 16 bits of their source (``dtype: bfloat16``). They are
-            float32 otherwise, whatever the source says, since most steps of a small learning rate are less than the
-            last digit of 16 bits: at 1e-6 all but a hundredth of the weights never move.
+        train_in_16_bits: Let weights that all train stay in the 16 bits of their source. They are float32 otherwise: at
+            a learning rate of 1e-6 all but a hundredth of bfloat16 weights never move.
+        float32_logits: Multiply with the LM head in float32, in training, for the reference, and where the sampler is
+            ``in_process``, whatever the weights are, under autocast too. In bfloat16 a logit of 20 is off by up to
+            1/16, differently in sampler and trainer. MiniMax-M1 (arXiv 2506.13585) and ScaleRL (arXiv 2510.13786)
+            report that it lifts what training reaches. It takes a float32 copy of a 16-bit head.
 
     Raises:
         ConfigError: If the batch sizes cannot be, the sampler is greedy, group statistics lack samples, the advantage
@@ -137,10 +139,11 @@ class PolicyModule(ExploringModule):
         overlap: int = 0,
         measure_entropy: bool = False,
         train_in_16_bits: bool = False,
+        float32_logits: bool = False,
     ) -> None:
         optimizer = optimizer or defaults_of(type(self))["optimizer"]
         trained = (policy, sampler, optimizer, warmup_updates, max_grad_norm, lora, gradient_checkpointing)
-        super().__init__(*trained, seed, train_in_16_bits)
+        super().__init__(*trained, seed, train_in_16_bits, float32_logits)
         sizes = (prompts_per_rollout, samples_per_prompt, updates_per_rollout, epochs_per_rollout, token_budget)
         self.plan = BatchPlan(*sizes)
         check_temperature(sampler)
@@ -217,6 +220,7 @@ class PolicyModule(ExploringModule):
             plan.epochs_per_rollout,
             self.logits_chunk,
             self.gradient_checkpointing,
+            self.float32_logits,
         )
         models, forwards = (*self.held_models(), *scorers), (*scored, *self.forwards())
         exact = self.sampler.exact and not self.overlap
@@ -279,15 +283,8 @@ class PolicyModule(ExploringModule):
         return self._cut(experience)
 
     def _cut(self, experience: Experience) -> list[UpdateBatch]:
-        updates = updates_of(
-            experience,
-            updates=self.plan.updates_per_rollout,
-            token_budget=self.plan.token_budget,
-            aggregation=self.aggregation,
-            mark=self._mark,
-            counted=self.truncation.counted(experience.rollout),
-            shared_by=ranks.world_size(),
-        )
+        own: dict[str, Any] = {"mark": self._mark, "counted": self.truncation.counted(experience.rollout)}
+        updates = updates_of(experience, aggregation=self.aggregation, **own, **self.cutting)
         return [batch for update in updates for batch in own_batches(update)] * self.plan.epochs_per_rollout
 
     def _mark(self, old: Tensor, advantages: Tensor, mask: Tensor, update: int) -> Tensor | None:

@@ -17,14 +17,16 @@ from torch import Tensor, nn
 
 from rlhf_lightning.advantages import GAE
 from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.functional.packing import GroupPiece
 from rlhf_lightning.holdings import CRITIC, POLICY, Forward, HeldModel
 from rlhf_lightning.kl import KLTerm
 from rlhf_lightning.losses import Clip, ClippedValue
 from rlhf_lightning.models.context import context_length
 from rlhf_lightning.models.critics import Critic, SharedHead, adapter_critic, check_critic_source, own_critic
 from rlhf_lightning.models.reward_folder import with_head
-from rlhf_lightning.models.rollout_logprobs import over_rollout, with_place_after
+from rlhf_lightning.models.rollout_logprobs import Rows, over_rollout, with_place_after
 from rlhf_lightning.modules._policy import PolicyModule
+from rlhf_lightning.modules.sharing import computes_narrow
 from rlhf_lightning.pipeline import CriticValues
 from rlhf_lightning.protocols import (
     AdvantageEstimator,
@@ -222,14 +224,27 @@ class PPOModule(PolicyModule):
         return self._rollout_values
 
     def _rollout_values(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
-        """One forward for both: a place after the last token is predicted from that token, as any other is."""
+        """One forward for both: a place after the last token is predicted from that token, as any other is.
+
+        In 16 bits that place would make other rows of the updates', so there it has a forward of its own, over the
+        responses that go on.
+        """
         self.value_model.eval()
-        of_row = partial(self.value_model.values, self.model)
-        longer = with_place_after(rollout, self.truncation.going_on(rollout))
-        values = self.without_training(partial(over_rollout, of_row, longer, token_budget=self.plan.token_budget))
+        going_on = self.truncation.going_on(rollout)
+        longer = with_place_after(rollout, going_on)
+        if any(computes_narrow(self.trainer, model) for model in (self.model, self.value_model)):
+            rows = self.update_rows(rollout)
+            values, beyond = self._values(rollout, rows), self._values(longer, _those(going_on, rows, rollout))
+        else:
+            beyond = self._values(longer, None)
+            values = beyond[:, :-1] * rollout.mask
         self.value_model.train()
-        after = values.gather(1, rollout.lengths[:, None]).squeeze(1)
-        return values[:, :-1] * rollout.mask, after
+        return values, beyond.gather(1, rollout.lengths[:, None]).squeeze(1)
+
+    def _values(self, rollout: Rollout, rows: Rows | None) -> Tensor:
+        of_row = partial(self.value_model.values, self.model)
+        budget = self.plan.token_budget
+        return self.without_training(partial(over_rollout, of_row, rollout, token_budget=budget, rows=rows))
 
     def update_loss(self, batch: UpdateBatch) -> Tensor:
         """Policy loss and value loss; while the critic warms up, the policy is left out, and so has no gradient."""
@@ -245,6 +260,16 @@ class PPOModule(PolicyModule):
         new = batch.packed.to_rows(values)
         self.trace("values", new)
         return self.value_coefficient * self.weigh("loss/value", *self.value_loss(new, batch), batch)
+
+
+def _those(wanted: Tensor, rows: Rows, rollout: Rollout) -> Rows:
+    """The rows with the (B,) wanted responses alone."""
+    left = [
+        [GroupPiece(piece.group, tuple(i for i in piece.responses if wanted[piece.group * rollout.group_size + i]))
+         for piece in row]
+        for row in rows
+    ]  # fmt: skip
+    return [pieces for pieces in ([piece for piece in row if piece.responses] for row in left) if pieces]
 
 
 def _check(critic: ModelSource | None, shared: bool, coefficient: float, rate: float, warmup: int) -> None:

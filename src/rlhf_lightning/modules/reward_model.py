@@ -105,7 +105,8 @@ class RewardModel(MeasuredRewards):
         train_in_16_bits: bool = False,
     ) -> None:
         optimizer = optimizer or defaults_of(type(self))["optimizer"]
-        super().__init__(optimizer, warmup_updates, max_grad_norm, seed, train_in_16_bits)
+        super().__init__(optimizer, warmup_updates, max_grad_norm, seed)
+        self.train_in_16_bits = train_in_16_bits
         check_choice(supervision, ("outcome", "process"), "supervision")
         check_choice(average, ("places", "responses"), "average")
         check_sizes(batch_size=batch_size, updates_per_epoch=updates_per_epoch, token_budget=token_budget)

@@ -68,6 +68,7 @@ class SFTModule(GeneratingModule):
         sampler: For greedy accuracy on held-out prompts.
         seed: Run seed: the order of demonstrations.
         train_in_16_bits: Let weights that train stay in the 16 bits of their source; float32 otherwise.
+        float32_logits: Multiply hidden states with the LM head in float32, whatever types they have.
 
     Raises:
         ConfigError: If a size is not positive.
@@ -90,6 +91,7 @@ class SFTModule(GeneratingModule):
         sampler: Sampler | None = None,
         seed: int = 1,
         train_in_16_bits: bool = False,
+        float32_logits: bool = False,
     ) -> None:
         super().__init__(
             policy,
@@ -101,6 +103,7 @@ class SFTModule(GeneratingModule):
             gradient_checkpointing,
             seed,
             train_in_16_bits,
+            float32_logits,
         )
         for name, value in {"batch_size": batch_size, "updates_per_epoch": updates_per_epoch}.items():
             if value < 1:
@@ -130,8 +133,8 @@ class SFTModule(GeneratingModule):
 
     def holdings(self) -> Holdings:
         """The model; its sampler draws for evaluation alone."""
-        chunk, checkpointing = self.logits_chunk, self.gradient_checkpointing
-        updates = Updates(self._updates, self.batch_size, 1, self.token_budget, 1, chunk, checkpointing)
+        rest = (1, self.logits_chunk, self.gradient_checkpointing, self.float32_logits)
+        updates = Updates(self._updates, self.batch_size, 1, self.token_budget, *rest)
         return Holdings(self.held_models(), updates, decoding=self.sampler.decoding())
 
     def typical_lengths(self, data: DemonstrationData) -> tuple[float, float]:

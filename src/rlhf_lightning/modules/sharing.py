@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 from rlhf_lightning import ranks
 from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.models.prepare import SIXTEEN_BITS
 
 if TYPE_CHECKING:
     from lightning import Trainer
+    from torch import nn
 
     from rlhf_lightning.modules._batches import MicroBatch
 
@@ -56,6 +58,15 @@ def check_ranks(trainer: Trainer, smallest_update: int) -> None:
             "trainer.use_distributed_sampler must be false (as it is from the command line): ranks share each batch "
             "themselves, so Lightning must give all of them the same"
         )
+
+
+def computes_narrow(trainer: Trainer, model: nn.Module) -> bool:
+    """Whether a training step computes with 16 bits: under autocast, or with weights of a model that have no more.
+
+    There the same response has other numbers in another packed row; in float32 they differ by rounding alone.
+    """
+    mixed = "mixed" in str(trainer.precision) or getattr(trainer.strategy, "mixed_precision", None)
+    return bool(mixed) or any(p.dtype in SIXTEEN_BITS.values() for p in model.parameters())
 
 
 def for_all_ranks(micro_batches: int) -> int:

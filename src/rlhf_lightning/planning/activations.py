@@ -65,14 +65,18 @@ def in_backward(job: Job, model: Model, tokens: float) -> float:
 def logits(job: Job, model: Model, tokens: float) -> float:
     """Bytes of the logits held at once: in float32, and as the product gave them where that is narrower.
 
-    Where there are several chunks, one is still there when the next is made.
+    Where there are several chunks, one is still there when the next is made. A head that multiplies in float32 makes no
+    narrow ones, but a copy of its weight where that is narrow.
     """
     if model.scalar or job.updates.logits_chunk is None:
         return 0.0
     rows, vocabulary = tokens * job.response_share, model.shape.vocabulary
+    head = vocabulary * model.shape.hidden
     most = max(job.updates.logits_chunk, FEW_LOGITS // vocabulary)
     chunks = max(1.0, -(-rows // most))
     held = rows / chunks * min(chunks, 2)
+    if job.updates.float32_logits:
+        return held * vocabulary * FLOAT32 + (0 if job.width(model) >= FLOAT32 else head * FLOAT32)
     narrow = job.compute(model) if job.compute(model) < FLOAT32 else 0
     return held * vocabulary * (FLOAT32 + narrow)
 

@@ -169,7 +169,7 @@ class Job:
     @property
     def passes(self) -> tuple[Forward, ...]:
         """Passes without gradient, the one included that inexact log-probs of a sampler ask for."""
-        if not self.draws or (self.exact and not self.autocast):
+        if not self.draws or (self.exact and not self.autocast and self.width(self.policy) >= FLOAT32):
             return self.forwards
         return (*self.forwards, Forward("old log-probs", self.policy.role, True))
 

@@ -20,7 +20,10 @@ def decoder_weights(job: Job, *, evaluating: bool = False) -> dict[str, float]:
     own = job.decoding.ahead or is_engine(job)
     copied = fused(job) or size != job.width(job.policy) or job.rule.weights or own
     head_too = shape.embedding if fused(job) and not shape.head else 0
-    return {"decoder's weights": float((shape.parameters + head_too) * size)} if copied else {}
+    apart = job.policy.adapters if size < FLOAT32 else 0  # else they are merged
+    wide_head = job.updates.float32_logits and not is_engine(job)
+    wider = shape.vocabulary * shape.hidden * max(FLOAT32 - size, 0) if wide_head else 0
+    return {"decoder's weights": float((shape.parameters + head_too + apart) * size + wider)} if copied else {}
 
 
 def decoder_width(job: Job) -> int:

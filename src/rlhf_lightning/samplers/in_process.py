@@ -84,8 +84,13 @@ class InProcessSampler(Sampler):
 
     @property
     def exact(self) -> bool:
-        """Whether the log-probs are the trainer's own up to rounding: whole support, and the model's own dtype."""
-        return self.params.full_support and self.dtype is None
+        """Whether the log-probs are the trainer's own up to rounding: whole support, and the model's own type.
+
+        And that has more than 16 bits, as far as is known (after ``bind``): a response alone has other log-probs there
+        than in a packed row.
+        """
+        wide = self._model is None or torch.finfo(self._model.dtype).bits > 16
+        return self.params.full_support and self.dtype is None and wide
 
     def decoding(self) -> Decoding:
         """The decoder's copy of the weights, and keys and values of a batch."""

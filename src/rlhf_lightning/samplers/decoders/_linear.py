@@ -72,6 +72,30 @@ class PackedLinear:
         return torch.ops.mkldnn._linear_pointwise.binary(x, residual, self._weight, self._bias, "add")  # type: ignore[no-any-return]
 
 
+class AdaptedLinear:
+    """``x Wᵀ + (x Aᵀ) Bᵀ + b`` as one product, ``[x, x Aᵀ] [W, B]ᵀ``: rounded once, when all of it is summed up.
+
+    So 16 bits keep what adapters change, however little it is beside W.
+
+    Args:
+        weight: (N, K).
+        down: (r, K) A.
+        up: (N, r) B.
+        bias: (N,) or None.
+    """
+
+    def __init__(self, weight: Tensor, down: Tensor, up: Tensor, bias: Tensor | None) -> None:
+        self._down, self._whole = make_linear(down, None), make_linear(torch.cat([weight, up], dim=1), bias)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(R, K) → (R, N)."""
+        return self._whole(torch.cat([x, self._down(x)], dim=1))
+
+    def onto(self, residual: Tensor, x: Tensor) -> Tensor:
+        """The product added to ``residual``."""
+        return self._whole.onto(residual, torch.cat([x, self._down(x)], dim=1))
+
+
 def make_linear(weight: Tensor, bias: Tensor | None, *, rows: int = 32) -> Linear:
     """The faster kind for this weight, by the static rule above.
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from rlhf_lightning.samplers.decoders._linear import Linear, make_linear
-from rlhf_lightning.samplers.decoders._merge import base_layer, effective_weight
+from rlhf_lightning.models.layers import Float32Head
+from rlhf_lightning.samplers.decoders._linear import AdaptedLinear, Linear, make_linear
+from rlhf_lightning.samplers.decoders._merge import base_layer, effective_weight, low_rank_parts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -54,6 +55,7 @@ class LlamaWeights:
         layers: From the bottom.
         norm: (d,) the last one.
         head: d → V.
+        head_dtype: Type that it multiplies in.
         heads: H.
         kv_heads: KV.
         head_dim: D.
@@ -67,6 +69,7 @@ class LlamaWeights:
     layers: tuple[LlamaLayer, ...]
     norm: Tensor
     head: Linear
+    head_dtype: torch.dtype
     heads: int
     kv_heads: int
     head_dim: int
@@ -77,7 +80,7 @@ class LlamaWeights:
 
 
 def read_weights(model: PreTrainedModel, dtype: torch.dtype) -> LlamaWeights:
-    """Copies the model's weights as they are now, adapters merged into the copies.
+    """Copies the model's weights as they are now, adapters merged into the copies; beside them in 16 bits.
 
     Args:
         model: A causal LM of the Llama family, possibly wrapped by peft.
@@ -86,19 +89,21 @@ def read_weights(model: PreTrainedModel, dtype: torch.dtype) -> LlamaWeights:
     causal: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     config, body = causal.config, causal.model
     reader = _Reader(dtype)
-    head = reader.linear(causal.lm_head)
+    wide = torch.promote_types(dtype, torch.float32) if isinstance(causal.lm_head, Float32Head) else dtype
+    head = _Reader(wide).linear(causal.lm_head)
     return LlamaWeights(
         embedding=effective_weight(body.embed_tokens).to(dtype, copy=True),
         layers=tuple(_layer(layer, reader) for layer in body.layers),
         norm=reader.vector(body.norm),
         head=head,
+        head_dtype=wide,
         heads=config.num_attention_heads,
         kv_heads=config.num_key_value_heads,
         head_dim=body.layers[0].self_attn.head_dim,
         eps=config.rms_norm_eps,
         frequencies=body.rotary_emb.inv_freq.clone(),
         rotary_scale=float(body.rotary_emb.attention_scaling),
-        largest=reader.largest,
+        largest=max(reader.largest, causal.lm_head.weight.numel()),
     )
 
 
@@ -132,10 +137,19 @@ class _Reader:
         """One matrix of several modules, the rows of each head reordered where an order is given."""
         orders = orders or (None,) * len(modules)
         pairs = list(zip(modules, orders, strict=True))
-        weight = torch.cat([_ordered(effective_weight(module), order) for module, order in pairs])
+        parts = [low_rank_parts(module) for module in modules]
+        apart = torch.finfo(self._dtype).bits <= 16 and any(parts)
+        weights: list[Any] = [base_layer(m).weight if apart else effective_weight(m) for m in modules]
+        weight = torch.cat([_ordered(w, order) for w, order in zip(weights, orders, strict=True)])
         weight = weight.to(self._dtype)
         self.largest = max(self.largest, weight.numel())
-        return make_linear(weight, self._bias(pairs))
+        if not apart:
+            return make_linear(weight, self._bias(pairs))
+        down = torch.cat([a for own in parts for a, _ in own])
+        rows = [w.new_zeros(len(w), 0, dtype=down.dtype) for w in weights]
+        ups = [torch.cat([none, *(b for _, b in own)], dim=1) for none, own in zip(rows, parts, strict=True)]
+        up = torch.block_diag(*(_ordered(b, order) for b, order in zip(ups, orders, strict=True)))
+        return AdaptedLinear(weight, down.to(self._dtype), up.to(self._dtype), self._bias(pairs))
 
     def _bias(self, pairs: list[tuple[nn.Module, Tensor | None]]) -> Tensor | None:
         biases = [(base_layer(module).bias, order) for module, order in pairs]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rlhf_lightning import ranks
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.models.packed import causal_lm
+from rlhf_lightning.models.layers import Float32Head, causal_lm, with_float32_head
 from rlhf_lightning.models.prepare import skeleton
 from rlhf_lightning.samplers.decoders._merge import base_layer, effective_weight, mergeable
 
@@ -44,7 +44,7 @@ def whole_copy(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
 
     Args:
         model: A causal LM, adapted or not.
-        dtype: Of the copy.
+        dtype: Of the copy; float32 in place of 16 bits where there are adapters, which those would round away.
 
     Raises:
         ConfigError: If an adapter is not plain LoRA, whose effect is an addition to the weight.
@@ -52,6 +52,8 @@ def whole_copy(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     if not mergeable(model):
         raise ConfigError("adapters other than plain LoRA cannot be sampled from while the weights are sharded")
     live: Any = causal_lm(model)
+    if live is not model:
+        dtype = torch.promote_types(dtype, torch.float32)
     copied: Any = skeleton(live.config)
     for holder, own in [_cut(name) for name, _ in copied.named_parameters()]:
         weight = _parameter(_module(live, holder), own).detach().to(dtype, copy=True)
@@ -59,6 +61,8 @@ def whole_copy(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     for holder, own in [_cut(name) for name, _ in copied.named_buffers()]:
         copied.get_submodule(holder)._buffers[own] = getattr(_module(live, holder), own).clone()
     copied.tie_weights()
+    if isinstance(live.get_output_embeddings(), Float32Head):
+        with_float32_head(copied)
     return copied.eval()  # type: ignore[no-any-return]
 
 

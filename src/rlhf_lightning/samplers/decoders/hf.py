@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from rlhf_lightning.models.layers import Float32Head, causal_lm
 from rlhf_lightning.protocols import Decoder, DecodingSession
 from rlhf_lightning.registry import register
 from rlhf_lightning.samplers.decoders._cache import BLOCK, preallocated_cache
@@ -41,7 +42,7 @@ class HFDecoder(Decoder):
             if is_spread(model):
                 self._model = whole_copy(model, dtype or model.dtype)
             else:
-                self._model = model if dtype in (None, model.dtype) else ordinary_copy(model).to(dtype)  # type: ignore[arg-type]
+                self._model = model if dtype in (None, model.dtype) else _converted(model, dtype)
         self.reads_live = self._model is model
 
     def start(self, prompts: Sequence[Sequence[int]], owner: Tensor, max_new_tokens: int) -> DecodingSession:
@@ -82,6 +83,16 @@ class _HFSession(DecodingSession):
                 input_ids=ids, attention_mask=mask, past_key_values=self._cache, use_cache=True, **given
             )
         self.logits = output.logits[:, -1]
+
+
+def _converted(model: PreTrainedModel, dtype: torch.dtype | None) -> PreTrainedModel:
+    """A copy in another type; a head that multiplies in float32 keeps its weight."""
+    copied: PreTrainedModel = ordinary_copy(model).to(dtype)  # type: ignore[arg-type]
+    head: Any = causal_lm(model).get_output_embeddings()  # type: ignore[no-untyped-call]
+    if isinstance(head, Float32Head):
+        own: Any = causal_lm(copied).get_output_embeddings()  # type: ignore[no-untyped-call]
+        own.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+    return copied
 
 
 @contextmanager

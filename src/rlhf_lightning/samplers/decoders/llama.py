@@ -43,7 +43,8 @@ MANY_WEIGHTS = 1 << 24
 class LlamaDecoder(Decoder):
     """Llama, Mistral, Qwen2 and Qwen3 (and models saved as one of them), computed from copies of their weights.
 
-    Adapters are merged into the copies, so the live model is never touched. Attention runs in float32 on CPU whatever
+    Adapters are merged into the copies (beside them in 16 bits, which would round most of what small ones change away),
+    so the live model is never touched. Attention runs in float32 on CPU whatever
     the weights' type: it is both faster there and closer.
     """
 
@@ -169,7 +170,8 @@ class _LlamaSession(DecodingSession):
         return torch.cat([query, key], dim=1)
 
     def _logits(self, x: Tensor) -> Tensor:
-        return self._w.head(torch.rms_norm(x, self._w.norm.shape, self._w.norm, self._w.eps))
+        normed = torch.rms_norm(x, self._w.norm.shape, self._w.norm, self._w.eps)
+        return self._w.head(_cast(normed, self._w.head_dtype))
 
     def _prefill(self, prompts: Sequence[Sequence[int]]) -> None:
         """Reads the prompts, padded on the right: what a causal model computes on real tokens does not see it."""
