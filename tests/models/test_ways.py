@@ -13,6 +13,7 @@ from rlhf_lightning.models.packed import packed_hidden_and_logprobs, packed_logp
 from rlhf_lightning.models.prepare import trainable
 from rlhf_lightning.models.small import small_model
 from rlhf_lightning.models.way_choice import way_of
+from rlhf_lightning.samplers.decoders import HFDecoder
 
 PACKED = ["cohere2", "gemma3_text", "granite", "llama", "phi3", "qwen3_moe", "starcoder2"]
 PADDED = ["bloom", "gemma2", "gpt_oss", "lfm2", "mamba", "mpt", "nemotron_h", "qwen3_5_text", "qwen3_next"]
@@ -86,6 +87,27 @@ def test_every_causal_language_model(kind, capsys):
         said = "none: sees the tokens to come"
     with capsys.disabled():
         print(f"\n{kind}: {said}", end="")
+
+
+@pytest.mark.parametrize("kind", ["gemma3_text", "gpt_oss", "mamba", "qwen3_next", "roberta", "rwkv"])
+def test_it_draws_from_plain_forwards(kind):
+    model = small(kind).eval()
+    decoder = HFDecoder()
+    decoder.load(model, None)
+    rows = [PROMPTS[0], PROMPTS[0], PROMPTS[1]]
+    with torch.no_grad():
+        session = decoder.start(PROMPTS, torch.tensor([0, 0, 1]), 6)
+        for step in range(5):
+            want = [model(input_ids=torch.tensor([row]), use_cache=False).logits[0, -1] for row in rows]
+            torch.testing.assert_close(
+                session.logits.log_softmax(-1), torch.stack(want).log_softmax(-1), rtol=0, atol=1e-3
+            )
+            if step == 2:
+                session.keep(torch.tensor([1, 2]))
+                rows = rows[1:]
+            drawn = [20 + step + i for i in range(len(rows))]
+            session.step(torch.tensor(drawn))
+            rows = [[*row, token] for row, token in zip(rows, drawn, strict=True)]
 
 
 @pytest.mark.parametrize("kind", ["llama", "mamba", "gemma2"])

@@ -53,8 +53,8 @@ def keep_way(model: Any, way: Way) -> None:
 
 
 def _of_configuration(inner: Any) -> Way:
-    cls = _class_of(inner)
-    key = cls, _key(inner.config)
+    cls = class_of(inner)
+    key = cls, configuration_key(inner.config)
     if key not in _KNOWN:
         try:
             small = small_model(cls, inner.config)
@@ -198,7 +198,7 @@ def _plain_logits(inner: Any, ids: Tensor, extras: tuple[str, ...] = ()) -> Tens
     return output.logits if hasattr(output, "logits") else output[0]  # type: ignore[no-any-return]
 
 
-def _class_of(inner: Any) -> Any:
+def class_of(inner: Any) -> Any:
     """The class to try: the configuration's causal LM in place of a scalar model, the plain one under a wrapper."""
     from transformers import AutoModelForCausalLM
 
@@ -209,7 +209,8 @@ def _class_of(inner: Any) -> Any:
     return plain
 
 
-def _key(config: Any) -> str:
+def configuration_key(config: Any) -> str:
+    """A text that is the same for configurations of the same computation."""
     volatile = (
         "_name_or_path",
         "dtype",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
@@ -11,6 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_lightning.models.layers import Float32Head, causal_lm
+from rlhf_lightning.models.padded import plain_arguments
+from rlhf_lightning.models.small import small_model
+from rlhf_lightning.models.way_choice import class_of, configuration_key
 from rlhf_lightning.protocols import Decoder, DecodingSession
 from rlhf_lightning.registry import register
 from rlhf_lightning.samplers.decoders._cache import BLOCK, preallocated_cache
@@ -25,7 +29,9 @@ class HFDecoder(Decoder):
     """Calls the live model itself; a copy of it when another dtype is asked for, or its weights are sharded.
 
     Prompts of different lengths are padded on the left, as ``generate`` does: so the sliding windows, recurrent
-    states and position rules of every architecture hold as they stand.
+    states and position rules of every architecture hold as they stand. Where that, or the cache, gives other logits
+    than plain forwards (a small model of the configuration shows it: Mamba, RWKV, RoBERTa), each token is drawn from a
+    plain forward of all that stands before it: slower, and right.
     """
 
     def __init__(self) -> None:
@@ -49,7 +55,8 @@ class HFDecoder(Decoder):
         """Prefills the prompts in one batch, then gives each sequence its prompt's cache."""
         if self._model is None:
             raise RuntimeError("the decoder has no weights: call load first")
-        return _HFSession(self._model, prompts, owner, max_new_tokens)
+        session = _HFSession if _caches(self._model) else _UncachedSession
+        return session(self._model, prompts, owner, max_new_tokens)
 
 
 class _HFSession(DecodingSession):
@@ -93,6 +100,69 @@ def _converted(model: PreTrainedModel, dtype: torch.dtype | None) -> PreTrainedM
         own: Any = causal_lm(copied).get_output_embeddings()  # type: ignore[no-untyped-call]
         own.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
     return copied
+
+
+class _UncachedSession(DecodingSession):
+    """No cache, no padding: at each step a plain forward of whole sequences, those of one length together."""
+
+    def __init__(
+        self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], owner: Tensor, max_new_tokens: int
+    ) -> None:
+        self._model = model
+        self._rows = [torch.tensor(list(prompts[i]), device=model.device) for i in owner.tolist()]
+        self._forward()
+
+    def step(self, tokens: Tensor) -> None:
+        self._rows = [torch.cat([row, token[None]]) for row, token in zip(self._rows, tokens, strict=True)]
+        self._forward()
+
+    def keep(self, rows: Tensor) -> None:
+        self._rows, self.logits = [self._rows[row] for row in rows.tolist()], self.logits[rows]
+
+    def _forward(self) -> None:
+        by_length: dict[int, list[int]] = defaultdict(list)
+        for i, row in enumerate(self._rows):
+            by_length[len(row)].append(i)
+        found: dict[int, Tensor] = {}
+        with evaluating(self._model):
+            for rows in by_length.values():
+                ids = torch.stack([self._rows[i] for i in rows])
+                logits = self._model(**plain_arguments(causal_lm(self._model), ids, None)).logits[:, -1]
+                found |= dict(zip(rows, logits, strict=True))
+        self.logits = torch.stack([found[i] for i in range(len(self._rows))])
+
+
+_KNOWN: dict[tuple[type, str], bool] = {}
+
+
+def _caches(model: PreTrainedModel) -> bool:
+    """Whether the cached session of a model's class and configuration gives the logits of plain forwards."""
+    inner: Any = causal_lm(model)
+    key = class_of(inner), configuration_key(inner.config)
+    if key not in _KNOWN:
+        try:
+            with torch.inference_mode(False), torch.no_grad():
+                small = small_model(key[0], inner.config)
+                _KNOWN[key] = all(
+                    _agree(small, prompts) for prompts in (((3, 4, 5), (6, 7, 8, 9, 10, 11)), ((3, 4),) * 2)
+                )
+        except Exception:
+            _KNOWN[key] = False
+    return _KNOWN[key]
+
+
+def _agree(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> bool:
+    owner = torch.tensor([0, 0, 1])
+    sessions = [kind(model, prompts, owner, 8) for kind in (_HFSession, _UncachedSession)]
+    for step in range(6):
+        one, other = (session.logits.log_softmax(-1) for session in sessions)
+        if not float((one - other).abs().max()) < 1e-3:
+            return False
+        for session in sessions:
+            if step == 3:
+                session.keep(torch.tensor([1, 2]))
+            session.step(torch.arange(20 + step, 20 + step + len(session.logits)))
+    return True
 
 
 @contextmanager
