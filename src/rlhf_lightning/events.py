@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 
 @dataclass(eq=False)
@@ -68,6 +68,10 @@ class Events:
         self._seconds: dict[str, float] = {}
         self._tokens: dict[str, int] = {}
         self._listeners: list[PhaseListener] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies, such as an average of a module's weights: nobody listens to those."""
+        return {**self.__dict__, "_listeners": []}
 
     @property
     def current(self) -> Phase | None:

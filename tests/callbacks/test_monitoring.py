@@ -22,10 +22,32 @@ def test_early_stopping_counts_rollouts(tmp_path):
     assert (run.path / "checkpoints" / "rollout-000003.ckpt").exists()
 
 
-def test_what_is_not_logged_is_said_with_what_is(tmp_path):
-    stop = {"class_path": f"{PATH}.EarlyStopping", "init_args": {"monitor": "no/such"}}
-    with pytest.raises(RuntimeError, match=r"`no/such` which is not available.*`reward/raw_mean`"):
-        rlhf_fit(tmp_path, tiny(trainer={"callbacks": [stop]}))
+@pytest.mark.parametrize(
+    ("kind", "monitor", "said"),
+    [
+        ("EarlyStopping", "reward", "Did you mean 'reward/raw_mean'?"),
+        ("EarlyStopping", "loss/polcy", "Did you mean 'loss/policy'?"),
+        ("ModelCheckpoint", "held_out/accuracy", "The callback HeldOutEval measures on held-out problems."),
+    ],
+)
+def test_what_is_not_measured_is_said_with_what_is(tmp_path, capsys, kind, monitor, said):
+    watching = {"class_path": f"{PATH}.{kind}", "init_args": {"monitor": monitor}}
+    assert rlhf_fit(tmp_path, tiny(trainer={"callbacks": [watching]})) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"{kind} looks at {monitor!r}, which this run does not measure. {said} It measures: " in error
+    assert error.startswith("error: trainer.callbacks: ") and " loss/policy," in error
+
+
+def test_a_number_may_come_later_where_that_is_said(tmp_path):
+    settings = {"monitor": "no/such", "strict": False}
+    later = {"class_path": f"{PATH}.EarlyStopping", "init_args": settings}
+    assert rlhf_fit(tmp_path, tiny(trainer={"callbacks": [later]})) == 0
+
+
+def test_weights_are_averaged_by_lightnings_callback(tmp_path):
+    """The run's clock has listeners with locks, its optimizer a parser; neither is copied with the module."""
+    averaging = {"class_path": f"{PATH}.WeightAveraging"}
+    assert rlhf_fit(tmp_path, tiny(trainer={"callbacks": [averaging]})) == 0
 
 
 def test_the_best_by_a_metric_is_kept_and_gone_on_from(tmp_path):

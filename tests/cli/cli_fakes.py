@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
+from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -16,6 +17,13 @@ from rlhf_lightning.callbacks import RolloutCheckpoint
 from rlhf_lightning.errors import DataError
 from rlhf_lightning.kl import KLTerm
 from rlhf_lightning.protocols import AdvantageEstimator, RewardTransform
+
+
+class NeedsPackage(CSVLogger):
+    """A logger whose package nobody installed."""
+
+    def __init__(self) -> None:
+        raise ModuleNotFoundError("comet-ml is not installed: pip install comet-ml")
 
 
 class FakeModule(LightningModule):

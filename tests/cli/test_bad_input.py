@@ -203,6 +203,15 @@ COMMAND_CASES = {
     "past the end of a list": (["--model.reward_transforms.7.low=1"], "7 is None, which has no 'low'"),
     "no dashes": (["lr=1"], "unexpected argument 'lr=1'"),
     "no such accelerator": (["--trainer.accelerator=gpuu"], "invalid accelerator name"),
+    "no number of devices": (
+        ["--trainer.devices=-3"],
+        "trainer: `devices` selected with `CPUAccelerator` should be an",
+    ),
+    "no seed": (["--seed_everything=-1"], "seed_everything: -1 is not in bounds"),
+    "a package that is missing": (
+        ["--trainer.logger=cli_fakes.NeedsPackage"],
+        "comet-ml is not installed: pip install",
+    ),
     "value refused": (["--model.steps=0"], "steps must be at least 1, got 0"),
     "refused before training": (["--model.fail=true"], "prompts.jsonl:3: no field 'question'"),
     "no such checkpoint": (["--ckpt_path", "nope.ckpt"], "--ckpt_path: nope.ckpt does not exist"),

@@ -81,6 +81,29 @@ def test_callbacks_are_appended_to_in_a_file_and_there_may_be_none_before(rlhf, 
     assert (folder / "elsewhere" / "last.ckpt").exists()
 
 
+def test_arguments_of_what_was_just_appended(rlhf, folder: Path):
+    """``+=`` and then its arguments, as Lightning's own command line takes them; where there was no list before too."""
+    words = ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=loss", "--trainer.callbacks.patience=7"]
+    words += ["--trainer.callbacks+=LearningRateMonitor", "--trainer.callbacks.logging_interval=epoch"]
+    (folder / "plain.yaml").write_text("trainer: {callbacks: null, logger: true}\n")
+    outcome = rlhf("fit", "--config", "fake.yaml", "--config", "plain.yaml", *words, "--print_config")
+    assert outcome.code == 0, outcome.err
+    first, second = yaml.safe_load(outcome.out)["trainer"]["callbacks"][-2:]
+    assert (first["init_args"]["monitor"], first["init_args"]["patience"]) == ("loss", 7)
+    assert second["init_args"]["logging_interval"] == "epoch"
+
+
+def test_a_callback_whose_default_is_an_enumeration_is_saved(rlhf, folder: Path):
+    """``Timer(interval=Interval.step)``: the saved text is what may be written."""
+    timer = "{class_path: lightning.pytorch.callbacks.Timer, init_args: {duration: '00:00:10:00'}}"
+    (folder / "timer.yaml").write_text(f"trainer: {{callbacks+: [{timer}]}}\n")
+    outcome = rlhf("fit", "--config", "fake.yaml", "--config", "timer.yaml", "--run.name=timed")
+    assert outcome.code == 0, outcome.err
+    saved = yaml.safe_load((folder / "runs/timed/config.yaml").read_text())["trainer"]["callbacks"]
+    assert saved[-1]["init_args"]["interval"] == "step"
+    assert rlhf("fit", "--config", "runs/timed/config.yaml", "--run.name=again").code == 0
+
+
 def test_a_place_in_a_list_and_another_module_on_the_command_line(rlhf, folder: Path):
     assert rlhf("fit", "--config", "fake.yaml", "--model.reward_transforms.0.low=-7").code == 0
     assert FakeModule.made[-1].reward_transforms[0].low == -7.0

@@ -162,6 +162,7 @@ class _Override:
                 values = values[int(name)] if int(name) < len(values) else None
             else:
                 holder = _arguments(values[-1] if isinstance(values, list) else values)
+                name = f"{name}+" if f"{name}+" in holder else name
                 if holder.get(name) is None:
                     holder[name] = deepcopy(_default(values, name))
                 values = holder[name]
@@ -202,7 +203,8 @@ def _arguments_of(cls: type | None) -> Iterable[str]:
 
 def _argument(holder: Any, name: str) -> Any:
     holder = holder[-1] if isinstance(holder, list) and holder else holder
-    return _arguments(holder).get(name) if isinstance(holder, dict) else None
+    given = _arguments(holder) if isinstance(holder, dict) else {}
+    return given.get(f"{name}+", given.get(name))
 
 
 def _arguments(holder: dict[str, Any]) -> dict[str, Any]:

@@ -7,10 +7,12 @@ import sys
 import tempfile
 from argparse import ArgumentError
 from collections.abc import Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelSummary, ProgressBar
@@ -116,6 +118,7 @@ class RLHFCLI(LightningCLI):
                 self.config = parser.parse_args(words)
         except ArgumentError as error:
             raise ConfigError(explain(str(error), self.prepared.document)) from error
+        self.config = _plain(self.config)
         self.ckpt_path = self._own["ckpt_path"]
         self._own["ckpt_path"] = None
 
@@ -133,12 +136,13 @@ class RLHFCLI(LightningCLI):
             self.run_dir = self._open_folder()
 
     def instantiate_classes(self) -> None:
-        """Makes the classes; a value that a constructor refuses is the user's to mend, any other failure is a bug."""
+        """Makes the classes; what a constructor refuses or misses is the user's to mend, any other failure is a bug."""
+        mended = (ValueError, MisconfigurationException, ModuleNotFoundError)
         try:
             super().instantiate_classes()
-        except (ValueError, MisconfigurationException) as error:
+        except mended as error:
             first = first_cause(error, self._own)
-            if isinstance(first, ValueError | MisconfigurationException):
+            if isinstance(first, mended):
                 raise ConfigError(str(first)) from error
             raise first from error
 
@@ -146,7 +150,7 @@ class RLHFCLI(LightningCLI):
         """Makes the trainer with our callbacks, where the user did not give others; the run's table is always kept."""
         given = self.config_init[self.subcommand]["trainer"]
         if self.run_dir is None:
-            return super().instantiate_trainer(**kwargs)
+            return self._made_trainer(kwargs)
         from rlhf_lightning.callbacks import default_callbacks, default_loggers
 
         own = as_list(given["callbacks"])
@@ -155,7 +159,19 @@ class RLHFCLI(LightningCLI):
         kwargs["logger"] = default_loggers(self.run_dir, given["logger"])
         if given["enable_checkpointing"] is None:
             kwargs["enable_checkpointing"] = any(isinstance(c, Checkpoint) for c in callbacks)
-        return super().instantiate_trainer(**kwargs)
+        return self._made_trainer(kwargs)
+
+    def _made_trainer(self, kwargs: dict[str, Any]) -> Trainer:
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except TypeError as error:  # of a number of devices, and the like
+            raise ConfigError(f"trainer: {error}") from error
+
+    def _set_seed(self) -> None:
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            raise ConfigError(f"seed_everything: {error}") from error
 
     def before_fit(self) -> None:
         """Lets the module look at everything it can without weights."""
@@ -209,6 +225,17 @@ class RLHFCLI(LightningCLI):
         checkpoint = self._own["ckpt_path"]
         goes_on = self.begins_again or (checkpoint is not None and self.folder.holds(checkpoint))
         return self.folder.make() if goes_on else self.folder.open_new()
+
+
+def _plain(value: Any) -> Any:
+    """Parsed arguments with texts for enumerations of texts, which a class may have by default and YAML cannot hold."""
+    if isinstance(value, str) and isinstance(value, Enum):
+        return str(value.value)
+    if isinstance(value, Namespace):
+        return Namespace(**{name: _plain(item) for name, item in vars(value).items()})
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return {name: _plain(item) for name, item in value.items()} if type(value) is dict else value
 
 
 def _tell_settings(trainer: Trainer, settings: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ import logging
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from copy import deepcopy
 from typing import Any, TypeVar
 
 import torch
@@ -26,7 +27,7 @@ from rlhf_lightning.modules._batches import EpochBatches, MicroBatch
 from rlhf_lightning.modules._repeating import RepeatingModule
 from rlhf_lightning.modules.optim import StepGuard, checked_norm, named_groups, not_finite, warm_up
 from rlhf_lightning.modules.plan import check_types, check_wide
-from rlhf_lightning.modules.sharing import check_precision, check_ranks
+from rlhf_lightning.modules.sharing import check_monitors, check_precision, check_ranks
 from rlhf_lightning.strategies import Sharding, sharding_of
 from rlhf_lightning.strategies.checkpoint_files import use_checkpoint_files
 
@@ -66,6 +67,13 @@ class EdgeModule(RepeatingModule):
         self._batches: Sequence[MicroBatch] = ()
         self._update_phase = ExitStack()
         self.sharding = Sharding()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> EdgeModule:
+        """For averages of weights: a copy shares what makes optimizers, which may hold the command line's parser."""
+        made = memo[id(self)] = type(self).__new__(type(self))
+        memo[id(self.make_optimizer)] = self.make_optimizer
+        made.__setstate__(deepcopy(self.__getstate__(), memo))
+        return made
 
     #: What an epoch is called where progress is shown.
     epoch_noun = "epoch"
@@ -254,6 +262,7 @@ class EdgeModule(RepeatingModule):
         """The next epoch begins. Callbacks have seen this one's numbers; checkpoints are taken after this."""
         self._leave_idle(self.trainer.optimizers[0])
         self._publish()
+        check_monitors(self.trainer)
         self.rollout_index += 1
         self.rollout_metrics, self.rollout_samples, self._batches = {}, [], ()
 

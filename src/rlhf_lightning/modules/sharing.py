@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from rlhf_lightning import ranks
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.models.prepare import SIXTEEN_BITS
+from rlhf_lightning.registry import did_you_mean
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -32,6 +33,33 @@ def check_precision(trainer: Trainer) -> None:
             "take bf16-mixed. For frozen weights of that type, set dtype of the model's source; for weights of it "
             "that train, train_in_16_bits: true besides"
         )
+
+
+def check_monitors(trainer: Trainer) -> None:
+    """Refuses callbacks that look for a number which the first epoch has not given: they would never do anything.
+
+    Lightning's ``EarlyStopping`` and ``ModelCheckpoint`` look after this. ``strict: false`` lets a number come later.
+
+    Raises:
+        ConfigError: With the numbers there are.
+    """
+    there = trainer.callback_metrics
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        name = getattr(callback, "monitor", None)
+        if isinstance(name, str) and name not in there and getattr(callback, "strict", True):
+            raise ConfigError(
+                f"trainer.callbacks: {type(callback).__name__} looks at {name!r}, which this run does not measure."
+                f"{_near(name, there)} It measures: {', '.join(sorted(there))}"
+            )
+
+
+def _near(name: str, there: Iterable[str]) -> str:
+    """The nearest number: ``reward`` is ``reward/raw_mean``, the first of that name."""
+    if below := next((number for number in there if number.startswith(f"{name}/")), ""):
+        return f" Did you mean {below!r}?"
+    if name.startswith("held_out/") and not any(number.startswith("held_out/") for number in there):
+        return " The callback HeldOutEval measures on held-out problems."
+    return did_you_mean(name, there)
 
 
 def check_ranks(trainer: Trainer, smallest_update: int) -> None:
