@@ -10,7 +10,7 @@ from sampler_models import TOKENIZER, random_model
 from rlhf_lightning.errors import ConfigError, SyncError
 from rlhf_lightning.models import LoRA, TinyLlama
 from rlhf_lightning.samplers import InProcessSampler, VLLMSampler
-from rlhf_lightning.samplers._canary import ask_canary, compare_canary, tolerance_for
+from rlhf_lightning.samplers._canary import ask_canary, compare_canary, tolerance_for, warn_of_rounded_adapters
 from rlhf_lightning.samplers._vllm_engine import is_installed
 from rlhf_lightning.samplers._vocabulary import check_same, vocabulary_of
 from rlhf_lightning.samplers._weights import buckets, effective_weights, with_last
@@ -194,6 +194,40 @@ def test_the_engine_sleeps_between_rollouts_and_starts_once(monkeypatch, lora):
     settings = sampler._engine.settings
     assert (settings.dtype, settings.max_model_len, settings.kv_cache_bytes) == ("float32", 256, 1_500_000_000)
     assert settings.lora_rank == (4 if lora == "adapters" else 0)
+
+
+@pytest.mark.parametrize(
+    ("lora", "dtype", "with_adapters", "apart"),
+    [
+        ("auto", None, True, False),
+        ("auto", "bfloat16", True, True),
+        ("auto", "bfloat16", False, False),
+        ("merged", "bfloat16", True, False),
+        ("adapters", None, True, True),
+    ],
+)
+def test_adapters_are_not_rounded_into_weights_of_16_bits(lora, dtype, with_adapters, apart):
+    sampler = VLLMSampler(lora=lora, dtype=dtype)
+    model = random_model("llama")
+    sampler.bind(grown(model) if with_adapters else model, TOKENIZER)
+    assert sampler.adapters is apart
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "with_adapters", "said"),
+    [
+        ([torch.float32, torch.bfloat16], True, ["adapters merged into weights of bfloat16,"]),
+        ([torch.float32], True, []),
+        ([torch.float16], False, []),
+    ],
+)
+def test_where_others_would_round_adapters_away_it_is_said_once(caplog, dtypes, with_adapters, said):
+    model = random_model("llama")
+    model = grown(model) if with_adapters else model
+    for _ in range(2):
+        warn_of_rounded_adapters(model, dtypes, "e:")
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == len(said) and all(words in line for words, line in zip(said, lines, strict=True))
 
 
 def test_adapters_without_any_are_refused(monkeypatch):

@@ -7,6 +7,9 @@ trainer's own forward. The prompts are arbitrary tokens, after which a model is 
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,6 +23,8 @@ from rlhf_lightning.types import Problem, Prompt, Rollout, SamplingParams
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+_log = logging.getLogger(__name__)
+
 PROMPTS, LENGTH = 4, 12
 PARAMS = SamplingParams(max_new_tokens=8)
 
@@ -30,6 +35,28 @@ def tolerance_for(*dtypes: torch.dtype) -> float:
     0.125 for bfloat16, 0.016 for float16, 0.001 for float32 (where 1e-6 is usual).
     """
     return max(1e-3, *(16 * torch.finfo(dtype).eps for dtype in dtypes))
+
+
+@cache
+def _warn(message: str) -> None:
+    _log.warning(message)
+
+
+def warn_of_rounded_adapters(model: PreTrainedModel, dtypes: Sequence[torch.dtype], where: str) -> None:
+    """Says, once, that an engine that keeps merged weights in 16 bits draws with a part of the adapters' change alone.
+
+    Args:
+        model: The policy.
+        dtypes: Types in which its weights travel and are kept.
+        where: The engine.
+    """
+    narrow = sorted({str(dtype).removeprefix("torch.") for dtype in dtypes if dtype.itemsize < 4})
+    if narrow and hasattr(model, "peft_config"):
+        _warn(
+            f"{where} gets the policy's adapters merged into weights of {' and '.join(narrow)}, which round small "
+            "changes away: responses come from a policy behind the one that trains. Serve it in float32, or sample in "
+            "process, where adapters are kept apart"
+        )
 
 
 def check_tolerance(sampler: str, tolerance: float | None) -> None:

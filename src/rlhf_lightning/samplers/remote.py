@@ -13,7 +13,13 @@ from rlhf_lightning.devices import to_device
 from rlhf_lightning.errors import ConfigError, RemoteError
 from rlhf_lightning.protocols import Sampler
 from rlhf_lightning.registry import register
-from rlhf_lightning.samplers._canary import ask_canary, check_tolerance, compare_canary, tolerance_for
+from rlhf_lightning.samplers._canary import (
+    ask_canary,
+    check_tolerance,
+    compare_canary,
+    tolerance_for,
+    warn_of_rounded_adapters,
+)
 from rlhf_lightning.samplers._endings import eos_token_ids
 from rlhf_lightning.samplers._fleet import Parcel, cut, hand_over, in_order
 from rlhf_lightning.samplers._policy_client import PolicyServer
@@ -219,7 +225,9 @@ class RemoteSampler(Sampler):
         if asked is None:
             return False
         model, sent = self._model, self._parcel.dtype or self._model.dtype
-        coarsest = tolerance_for(model.dtype, sent, *(DTYPES[name] for name in dtypes if name in DTYPES))
+        kept = [DTYPES[name] for name in dtypes if name in DTYPES]
+        warn_of_rounded_adapters(model, [sent, *kept], f"sampler remote: {server.url}")
+        coarsest = tolerance_for(model.dtype, sent, *kept)
         tolerance = coarsest if self.canary_tolerance is None else self.canary_tolerance
         asked = to_device(asked, model.device)
         compare_canary(asked, model, tolerance=tolerance, where=f"sampler remote: {server.url}")

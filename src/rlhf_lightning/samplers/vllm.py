@@ -60,7 +60,8 @@ class VLLMSampler(Sampler):
         stop: Texts that end a response when they appear in it; they stay in the response.
         dtype: Type of the engine's weights, such as ``bfloat16``; None takes the model's own.
         lora: How a policy with adapters is handed over: ``merged``, as whole weights; or ``adapters``, the base once
-            and then the adapters alone, which is less to move and slower to multiply with.
+            and then the adapters alone, which is less to move and slower to multiply with. ``auto`` merges in float32
+            alone: weights of 16 bits round small adapters away.
         max_model_len: Longest prompt with its response, in tokens; None takes the model's own limit.
         kv_cache_gb: Memory for keys and values in GB (1e9 bytes); None leaves it to vLLM, on CPU 1.07 GB.
         eager: Run without compiled graphs: starts faster, and on GPU decodes slower.
@@ -86,7 +87,7 @@ class VLLMSampler(Sampler):
         top_p: float = 1.0,
         stop: list[str] | None = None,
         dtype: str | None = None,
-        lora: Literal["merged", "adapters"] = "merged",
+        lora: Literal["auto", "merged", "adapters"] = "auto",
         max_model_len: int | None = None,
         kv_cache_gb: float | None = None,
         eager: bool = False,
@@ -98,12 +99,13 @@ class VLLMSampler(Sampler):
     ) -> None:
         self.params = sampling_params("vllm", max_new_tokens, temperature, top_k, top_p, stop, keep_special_tokens)
         _check_temperature(self.params, ConfigError)
-        check_choice(lora, ("merged", "adapters"), "sampler vllm: lora")
+        check_choice(lora, ("auto", "merged", "adapters"), "sampler vllm: lora")
         check_tolerance("vllm", canary_tolerance)
         for name, value in {"max_model_len": max_model_len, "kv_cache_gb": kv_cache_gb}.items():
             if value is not None and not value > 0:
                 raise ConfigError(f"sampler vllm: {name} must be above 0, got {value}")
-        self.dtype, self.adapters, self.max_model_len = dtype_of(dtype, "vllm"), lora == "adapters", max_model_len
+        self.dtype, self.lora, self.adapters = dtype_of(dtype, "vllm"), lora, lora == "adapters"
+        self.max_model_len = max_model_len
         self.kv_cache_gb, self.eager, self.sleep, self.folder = kv_cache_gb, eager, sleep, model
         self.canary_tolerance, self.more = canary_tolerance, dict(engine or {})
         self.difference = 0.0
@@ -155,6 +157,8 @@ class VLLMSampler(Sampler):
                 "rlhf serve-policy and use the sampler remote"
             )
         self._model, self._tokenizer, self._version, self._has_base = model, tokenizer, None, False
+        if self.lora == "auto":
+            self.adapters = hasattr(model, "peft_config") and (self.dtype or model.dtype).itemsize < 4
 
     def sync(self, weights_version: int) -> None:
         """Hands over the policy's weights as they are now, and checks that the engine computes with them.
