@@ -136,4 +136,77 @@ PAIRS: dict[str, list[tuple[str, list[str], list[str]]]] = {
         (r"\text{east}", ["east", "East."], ["west", "northeast"]),
         ("Tuesday", ["Tuesday", r"\text{Tuesday}", "Answer: tuesday"], ["Monday", "2"]),
     ],
+    "physics units, as others write them": [
+        (r"9.8\text{ m/s}^2", [r"\boxed{9.8~\text{m}/\text{s}^2}", "Answer: 9.8 m s^{-2}"], ["Answer: 9.8 m/s", "Answer: 98 m/s^2", r"\boxed{9.8\text{ km/h}}"]),
+        ("25 J", ["Answer: 25 joules"], ["Answer: 25 W", "Answer: 250 J"]),
+        ("6 N", ["The force is 6 newtons.", r"\boxed{6\,\text{N}}"], [r"\boxed{6\,\text{kg}}", "60 N"]),
+        (r"36\pi\text{ cubic inches}", ["Answer: 36π in^3"], [r"\boxed{36}", r"\boxed{6\pi}"]),
+        ("120 km/h", ["The speed is 120 kilometers per hour.", r"\boxed{120 \text{ km per hour}}"], ["Answer: 120 m/s", "Answer: 12 km/h"]),
+    ],
+    "matrices, as others write them": [
+        (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", [r"\boxed{\left[\begin{array}{rr}1&2\\3&4\end{array}\right]}", r"\boxed{\begin{pmatrix}1&2\\[2pt]3&4\end{pmatrix}}", "Answer: [[1,2],[3,4]]", r"\boxed{\begin{smallmatrix}1&2\\3&4\end{smallmatrix}}"], [r"\boxed{\begin{pmatrix}1&3\\2&4\end{pmatrix}}", r"\boxed{\begin{pmatrix}1&2&3&4\end{pmatrix}}", r"\boxed{-2}"]),
+    ],
+    "sets, as others write them": [
+        (r"\emptyset", [r"\boxed{\{\}}"], [r"\boxed{0}", r"\boxed{\{0\}}"]),
+        (r"\mathbb{R}\setminus\{1\}", [r"\boxed{(-\infty,1)\cup(1,\infty)}", r"\boxed{x\neq 1}", r"\boxed{\mathbb{R}\backslash\{1\}}"], [r"\boxed{\mathbb{R}}", r"\boxed{\{1\}}", r"\boxed{(-\infty,1)\cup(2,\infty)}"]),
+    ],
+    "intervals, as others write them": [
+        (r"(-\infty,-3]\cup[2,5)", ["Answer: (-inf, -3] U [2, 5)"], [r"\boxed{(-\infty, -3) \cup [2, 5)}", r"\boxed{(-\infty,-3]\cap[2,5)}", r"\boxed{[2,5)}"]),
+        ("[0,1]", [r"\boxed{\{x: 0\le x\le 1\}}", r"\boxed{\{x \mid 0 \leq x \leq 1\}}"], [r"\boxed{(0,1)}", r"\boxed{0,1}", r"\boxed{\{0,1\}}", r"\boxed{0<x\le1}"]),
+    ],
+    "complex, as others write them": [
+        (r"e^{i\pi/4}", [r"\boxed{\frac{\sqrt2}{2}+\frac{\sqrt2}{2}i}", r"\boxed{\cos\frac{\pi}{4}+i\sin\frac{\pi}{4}}", r"\boxed{\frac{1+i}{\sqrt2}}"], [r"\boxed{e^{-i\pi/4}}", r"\boxed{\frac{1+i}{2}}"]),
+        ("i", [r"\boxed{\sqrt{-1}}"], [r"\boxed{-i}", r"\boxed{1}", r"\boxed{j}"]),
+    ],
+    "surds, as others write them": [
+        (r"2\sqrt[3]{4}", [r"\boxed{2∛4}"], [r"\boxed{2\sqrt{4}}", r"\boxed{4}", r"\boxed{\sqrt[3]{8}}"]),
+        (r"\frac{1}{\sqrt{2}}", [r"\boxed{\sin 45^\circ}"], [r"\boxed{0.7}", r"\boxed{\frac12}", r"\boxed{\sqrt2}"]),
+    ],
+    "nested fractions and mixed numbers, as others write them": [
+        (r"2\frac{3}{5}", ["Answer: 2⅗"], [r"\boxed{\frac{6}{5}}", r"\boxed{2}", r"\boxed{23/5}"]),
+    ],
+    "ordered pairs, as others write them": [
+        ("(3,-2)", ["The point $P(3,-2)$"], [r"\boxed{(-2,3)}", r"\boxed{x=-2,y=3}", r"\boxed{(3,2)}", r"\boxed{3,-2,0}"]),
+    ],
+    "times, as others write them": [
+        ("3:45 p.m.", ["Answer: 3:45 PM", r"\boxed{3:45 \text{ PM}}"], ["Answer: 3:45 a.m.", "Answer: 4:45 PM"]),
+        ("2 hours 15 minutes", ["Answer: 2 hours and 15 minutes", r"\boxed{2\text{ hours }15\text{ minutes}}", "Answer: 2 hours, 15 minutes"], ["Answer: 2 hours 5 minutes", "Answer: 15 minutes", "Answer: 2 hours"]),
+    ],
+    "currency and percent, as others write them": [
+        ("$4.50", ["Answer: USD 4.50"], ["Answer: $45", "Answer: $4.05"]),
+        ("1250000", ["Answer: 1.25 million", "Answer: 1.25 million dollars"], ["Answer: 1.25", "Answer: 125000"]),
+        ("20%", ["Answer: 20 per cent"], [r"\boxed{2\%}", r"\boxed{200}", r"\boxed{80\%}"]),
+    ],
+    "scientific, as others write them": [
+        (r"3.0\times10^8", ["Answer: 3 x 10^8"], ["Answer: 3×10^7", "Answer: 3", "Answer: 30^8"]),
+    ],
+    "multiple choice, as others write them": [
+        ("C", ["I choose C."], [r"\boxed{D}", "Answer: (B) C", "Answer: A, C", "Answer: A or C", "Answer: cat"]),
+        ("A, C", [r"\boxed{\text{A, C}}", r"\boxed{\text{A and C}}"], [r"\boxed{A}", "Answer: A, B, C", "Answer: B, D"]),
+    ],
+    "boxes and corrections, as others write them": [
+        ("42", [r"\boxed{\color{red}42}", r"\boxed{\color{blue}{42}}", r"\boxed{\textcolor{red}{42}}", r"\boxed{\large 42}", r"\bbox[5px]{42}", "Answer - 42"], [r"\boxed{42}. No wait, \boxed{41}", r"\boxed{4}2", r"<think>\boxed{42}</think> \boxed{24}", r"<think>\boxed{42}", r"\boxed{42?}\boxed{43}", r"\boxed{42} or \boxed{24}", r"\boxed{\frac{42}{2}", "Answer: 42.5", "Answer: 42i", r"\boxed{142}", "Answer: between 41 and 43", r"\boxed{42, 43}", r"\boxed{-42}", r"\boxed{42^2}", r"\boxed{42_7}"]),
+    ],
+    "other languages, as others write them": [
+        ("15", ["La réponse est 15.", "A resposta é 15.", "La risposta è 15.", "答え：15"], ["答案是16。", "La réponse est 16.", "Ответ: 51", "Antwort: 5"]),
+    ],
+    "equations, as others write them": [
+        ("y=3x-7", [r"\boxed{f(x)=3x-7}"], [r"\boxed{y=3x+7}", r"\boxed{7}", r"\boxed{x=3y-7}"]),
+        ("a_n = 2n+1", [r"\boxed{a_{n} = 1+2n}"], [r"\boxed{2n-1}", r"\boxed{a_n=2n}"]),
+    ],
+    "polynomials, as others write them": [
+        (r"\ln 2", [r"\boxed{\log_e 2}"], [r"\boxed{\log_{10} 2}", r"\boxed{2}", r"\boxed{0.69}"]),
+        (r"\binom{5}{2}", [r"\boxed{\binom52}"], [r"\boxed{\binom{5}{1}}", r"\boxed{52}"]),
+    ],
+    "degrees and bases, as others write them": [
+        (r"45^\circ", [], [r"\boxed{54^\circ}", r"\boxed{45'}", r"\boxed{4.5^\circ}"]),
+        ("1011_2", [r"\boxed{1011_{\text{two}}}", r"\boxed{1011 \text{ (base 2)}}"], [r"\boxed{1101_2}", r"\boxed{1011_3}", r"\boxed{11_2}"]),
+        (r"20^\circ 30'", [r"\boxed{20^{\circ} 30^{\prime}}"], [r"\boxed{20^\circ}", r"\boxed{30^\circ20'}"]),
+    ],
+    "infinity and special, as others write them": [
+        (r"-\infty", ["Answer: negative infinity"], [r"\boxed{\infty}"]),
+        ("does not exist", [r"\boxed{\text{DNE}}", "The limit does not exist."], [r"\boxed{0}", r"\boxed{\text{exists}}"]),
+        ("2:3:5", [], [r"\boxed{2:5:3}", r"\boxed{2:3}"]),
+        ("-0.25", ["Answer: negative 1/4"], [r"\boxed{0.25}", r"\boxed{-4}"]),
+    ],
 }  # fmt: skip

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise, permutations
 from typing import Any, Literal
 
-from rlhf_lightning.tasks.math_text import clean
+from rlhf_lightning.tasks.math_clean import clean
 from rlhf_lightning.tasks.math_values import equal, expression, multiple, same_values, without_unit
 
 Kind = Literal["leaf", "list", "set", "tuple", "region", "equation", "matrix"]
@@ -31,25 +31,6 @@ class _Read:
     ends: str = ""
 
 
-def check_readable(text: str) -> None:
-    """Looks whether a reference can be compared with at all.
-
-    Raises:
-        ValueError: If nothing is left of it, its braces don't balance, or no expression can be read in it.
-    """
-    cleaned = clean(text)
-    try:
-        depth = 0
-        for sign in cleaned:
-            depth += {"{": 1, "}": -1}.get(sign, 0)
-            if depth < 0:
-                break
-        if not re.search(r"[\w\\∅]", cleaned) or depth != 0 or r"\frac{}" in cleaned or r"\sqrt{}" in cleaned:
-            raise ValueError
-    except ValueError:
-        raise ValueError(f"the reference answer {text!r} cannot be read as mathematics or words") from None
-
-
 def same(reference: str, answer: str) -> bool:
     """Whether an answer is the reference, both as they were written."""
     wanted, given = clean(reference), clean(answer)
@@ -59,7 +40,10 @@ def same(reference: str, answer: str) -> bool:
         return True
     if (words := _words(wanted)) is not None:
         option = re.match(r"(?:\\text\s*\{)?\(?([A-Z])(?:[).:]|\\?\})+\s", given)
-        return words == _words(given) or (len(words) == 1 and option is not None and words == option.group(1).lower())
+        said = _words(given)
+        if said and " " in words and said.endswith(f" {words}") and not re.search(r"\bno[tr]?\b", said[: -len(words)]):
+            return True
+        return words == said or (len(words) == 1 and option is not None and words == option.group(1).lower())
     return _same(_read(wanted), _read(given))
 
 
@@ -72,7 +56,8 @@ def _words(text: str) -> str | None:
     spoken = r"\text" in text or re.search(r"[^\W\d_]{3}", bare) or bare.lower() == "no"
     if not spoken and not re.fullmatch(r"\([A-Z]\)|[A-Z]", held.strip()):
         return None  # variables
-    return re.sub(r"^(?:option|choice|an?|the) ", "", " ".join(bare.lower().split()))
+    words = re.sub(r"^(?:option|choice|an?|the) ", "", " ".join(bare.lower().split()))
+    return "does not exist" if words == "dne" else words
 
 
 def _split(text: str, separators: str) -> list[str]:
@@ -98,7 +83,9 @@ def _read(text: str) -> _Read:
     text = re.sub(r"\\text\s*\{\s*,?\s*(and|or)\s*\}", r" \1 ", text).strip().rstrip(".,;")
     text = re.sub(rf"^{_NAME.pattern}\s*\\in(?![a-zA-Z])\s*", "", text)
     if matrix := re.fullmatch(
-        r"\\begin\s*\{([pbvBV]?matrix|array)\}(?:\s*\{[lcr| ]*\})?(.*)\\end\s*\{\1\}", text, re.DOTALL
+        r"\[?\s*\\begin\s*\{([pbvBV]?matrix|array|smallmatrix)\}(?:\s*\{[lcr| ]*\})?(.*)\\end\s*\{\1\}\s*\]?",
+        text,
+        re.DOTALL,
     ):
         rows = [row for row in _split(matrix.group(2), "⏎") if row]
         return _Read("matrix", tuple(tuple(map(_read, _split(row, "&"))) for row in rows))
@@ -115,8 +102,15 @@ def _read(text: str) -> _Read:
             return _Read("region", tuple(piece for region in regions for piece in region.parts))
     if len(_split(text, _ORDER.pattern.strip("()"))) > 1:
         return _ordered(text)
-    if re.fullmatch(r"\\mathbb\s*\{?\s*R\s*\}?|\\R", text):
+    reals = r"(?:\\mathbb\s*\{?\s*R\s*\}?|\\R(?![a-zA-Z]))"
+    if re.fullmatch(reals, text):
         return _Read("region", ((r"-\infty", r"\infty", "()"),))
+    if missing := re.fullmatch(rf"{reals}\s*(?:\\setminus|-)\s*⟦(.*)⟧|{_NAME.pattern}\s*\\ne\s+(.*)", text):
+        return _without(_split(missing.group(1) or missing.group(2), r"\s*,\s*")) or _Read("leaf", text=text)
+    if described := re.fullmatch(rf"⟦\s*{_NAME.pattern}\s*(?:\\in\s*{reals}\s*)?[:|](.*)⟧", text):
+        return _read(described.group(1))
+    if (point := re.fullmatch(r"[A-Z]'?\s*(\(.*\))", text)) and _whole(point.group(1)) and "," in point.group(1):
+        text = point.group(1)
     sides = _split(text, r"=(?!=)")
     if len(sides) > 1 and all(sides):
         return _Read("equation", tuple(sides))
@@ -126,6 +120,8 @@ def _read(text: str) -> _Read:
             read = [_read(part) for part in inner if part]
             if text[0] == "⟦":
                 return _Read("set", tuple(_spread(read)))
+            if text[0] == "[" and all(part.kind == "tuple" and part.ends == "[]" for part in read):
+                return _Read("matrix", tuple(part.parts for part in read))
             return _Read("tuple", tuple(read), ends=text[0] + text[-1])
         if text[0] == "(":
             return _read(text[1:-1])
@@ -171,6 +167,16 @@ def _ordered(text: str) -> _Read:
     if up and len(sides) == 2:
         return _Read("equation", (signs[0], f"({sides[1]})-({sides[0]})"), ends="order")
     return _Read("leaf", text=text)
+
+
+def _without(points: Sequence[str]) -> _Read | None:
+    """All real numbers but these; None where they are none that can be put in order."""
+    values = [expression(point) for point in points]
+    if not all(value is not None and value.is_comparable for value in values):
+        return None
+    ordered = [point for _, point in sorted(zip(map(float, values), points, strict=True))]
+    ends = [r"-\infty", *ordered, r"\infty"]
+    return _Read("region", tuple((low, high, "()") for low, high in pairwise(ends)))
 
 
 def _region(read: _Read) -> _Read | None:
@@ -249,13 +255,19 @@ def _same_equations(wanted: _Read, given: _Read) -> bool:
     own, others = _value_of(wanted), _value_of(given)
     if own is not None and others is not None:
         (name, value), (other, found) = own, others
-        if name and other and name.replace(" ", "") != other.replace(" ", ""):
+        if name and other and _plain_name(name) != _plain_name(other):
             return False
         return _same(_read(value), _read(found))
     if wanted.kind == given.kind == "equation" and len(wanted.parts) == len(given.parts) == 2:
         left, right = (f"({read.parts[0]})-({read.parts[1]})" for read in (wanted, given))
         return multiple(left, right, positive=False)
     return False
+
+
+def _plain_name(name: str) -> str:
+    """``a_{n}`` as ``a_n``; a function of x as y."""
+    plain = re.sub(r"[\s{}]", "", name)
+    return "y" if re.fullmatch(r"[fgh]\(x\)", plain) else plain
 
 
 def _value_of(read: _Read) -> tuple[str, str] | None:

@@ -1,45 +1,26 @@
-r"""Where the answer of a response stands, and one way to write it: in a box, in dollars or bare, in LaTeX or plain."""
+r"""Where the answer of a response stands: in a box, in dollars, bare, in a sentence, or on the last line."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 
-_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
-_SIGNS = {
-    "−": "-", "–": "-", "‐": "-", "‑": "-", "﹣": "-", "－": "-", "＋": "+", "＝": "=", "×": r"\times ", "·": r"\cdot ",
-    "⋅": r"\cdot ", "∙": r"\cdot ", "÷": "/", "⁄": "/", "∕": "/", "π": r"\pi ", "θ": r"\theta ", "α": r"\alpha ",
-    "β": r"\beta ", "λ": r"\lambda ", "φ": r"\phi ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "⩽": r"\le ",
-    "⩾": r"\ge ", "≠": r"\ne ", "±": r"\pm ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "°": "", "º": "",
-    "％": "%", "，": ",", "；": ";", "：": ":", "（": "(", "）": ")", "∅": r"\emptyset ", "≈": r"\approx ",
-    "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}",
-    "⅛": r"\frac{1}{8}", "⟨": "(", "⟩": ")", "\u00a0": " ", "\u2009": r"\,", "\u202f": r"\,", "’": "'", "€": "",
-    "£": "",
-}  # fmt: skip
-_COMMANDS = {
-    "dfrac": r"\frac", "tfrac": r"\frac", "cfrac": r"\frac", "leq": r"\le ", "geq": r"\ge ", "leqslant": r"\le ",
-    "geqslant": r"\ge ", "neq": r"\ne ", "lt": "<", "gt": ">", "le": r"\le ", "ge": r"\ge ", "div": "/", "degree": "",
-    "lvert": "|", "rvert": "|", "vert": "|", "mid": "|", "lbrace": r"\{", "rbrace": r"\}", "langle": "(", "rangle": ")",
-    "left": "", "right": "", "big": "", "Big": "", "bigg": "", "Bigg": "", "bigl": "", "bigr": "", "Bigl": "",
-    "Bigr": "", "displaystyle": "", "textstyle": "", "limits": "", "quad": " ", "qquad": " ", "thinspace": "",
-    "ast": "*", "textbf": r"\text", "textit": r"\text", "textrm": r"\text", "textnormal": r"\text", "mbox": r"\text",
-    "hbox": r"\text", "lbrack": "[", "rbrack": "]", "colon": ":", "cdotp": r"\cdot ", "infin": r"\infty ",
-    "arctan": r"\arctan ", "varnothing": r"\emptyset ", "dots": "...", "ldots": "...", "hline": "",
-}  # fmt: skip
-_BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![a-zA-Z])\s*")
+FUNCTIONS = r"sin|cos|tan|cot|sec|csc|log|ln|exp|mod|bmod|pmod|gcd|lcm|max|min|det|arcsin|arccos|arctan"
+"""Names that are no words and no variables."""
+BOX = re.compile(r"\\(?:(?:boxed|fbox|framebox)(?![a-zA-Z])|bbox(?:\[[^\]]*\])?(?=\s*\{))\s*")
 _JOINS = re.compile(r"(?:\\[()\[\], ;!]|[$\s,;*.&]|\b(?:and|or)\b|\\text\s*\{\s*(?:,?\s*(?:and|or))?\s*\}|\\quad)*")
-_MARK = re.compile(r"(?i)(?:\banswers?\b[*_`\s]*(?:(?:is|are)\b\s*:?|:|=)|####|答案[是为:：]*)[*_`\s]*")
+_MARK = re.compile(
+    r"(?i)(?:\b(?:answers?|antwort|réponse|respuesta|resposta|risposta|ответ)\b[*_`\s]*"
+    r"(?:(?:is|are|ist|lautet|est|es|é|è)\b\s*:?|[:：=]|[-–—](?=\s))|####|答案[是为:：]*|答え[は:：]*|(?:정답|답)[은:：]+)[*_`\s]*"
+)
 _MATH = re.compile(
     r"\$\$(?P<a>.+?)\$\$|\\\[(?P<b>.+?)\\\]|\\\((?P<c>.+?)\\\)"
     r"|(?<![\\$])\$(?=\S)(?P<d>(?:\\.|[^$\\])+?)(?<=\S)\$(?!\d)",
     re.DOTALL,
 )
 _BOLD = re.compile(r"(?<!\*)\*\*(?=\S)(.+?)(?<=\S)\*\*(?!\*)|(?<![\w_])__(?=\S)(.+?)(?<=\S)__(?![\w_])", re.DOTALL)
-FUNCTIONS = r"sin|cos|tan|cot|sec|csc|log|ln|exp|mod|bmod|pmod|gcd|lcm|max|min|det|arcsin|arccos|arctan"
-"""Names that are no words and no variables."""
-_TAKERS = re.compile(r"\\(frac|sqrt)(?![a-zA-Z])")
 _LEADS = re.compile(
-    r"(?is)^.*(?:\b(?:is|are|was|be|becomes?|equals?|gives?|yields?|get|obtain|have|totals?)\b|:(?=\s))"
+    r"(?is)^.*(?:\b(?:is|are|was|be|becomes?|equals?|gives?|yields?|choose|get|obtain|have|totals?)\b|:(?=\s))"
     r"\s*(?:exactly |therefore |simply |equal to |thus |an? |the )*"
 )
 
@@ -50,10 +31,12 @@ def find_answer(response: str) -> str | None:
     What stands last counts: the last box (``\boxed{4}``, ``\boxed 4``, ``\fbox{4}``; several joined by commas or "and"
     are one list), or what follows a later ``Answer:``, "the answer is" or ``####``. Without either, the last line: what
     is bold or in dollars in it, or stands behind its verb, or all of it. A box that is opened and never closed is no
-    answer: the response was cut off in it. What was thought before ``</think>`` does not count, and what stands in
-    ``<answer>`` tags is all that does.
+    answer: the response was cut off in it. What was thought before ``</think>`` does not count, nor what follows a
+    ``<think>`` that never closes; what stands in ``<answer>`` tags is all that does.
     """
     response = response.rpartition("</think>")[2]
+    if "<think>" in response:
+        return None
     if tagged := re.findall(r"<answer>(.*?)</answer>", response, re.DOTALL):
         response = tagged[-1]
     boxes = list(_boxes(response))
@@ -78,10 +61,10 @@ def last_boxed(text: str) -> str | None:
 def _boxes(text: str) -> Iterator[tuple[int, int, str | None]]:
     """Start, end and content of each box that is in no other; the content of one that never closes is None."""
     position = 0
-    while match := _BOX.search(text, position):
+    while match := BOX.search(text, position):
         position = match.end()
         if text[position : position + 1] == "{":
-            end = _closing(text, position)
+            end = group_end(text, position)
             yield match.start(), end or len(text), None if end is None else text[position + 1 : end - 1].strip()
             position = end or len(text)
         elif bare := re.compile(r"[^\s$,;]+").match(text, position):
@@ -89,7 +72,7 @@ def _boxes(text: str) -> Iterator[tuple[int, int, str | None]]:
             yield match.start(), position, bare.group().rstrip(".")
 
 
-def _closing(text: str, start: int) -> int | None:
+def group_end(text: str, start: int) -> int | None:
     """Where the group that opens at ``start`` ends; None if it does not."""
     depth = 0
     position = start
@@ -168,105 +151,3 @@ def _within(text: str, *, sentence: bool) -> str:
         else text
     )
     return behind.strip()
-
-
-def clean(text: str) -> str:
-    r"""The same mathematics, written in one way: without wrappers, spacing, sizes, degrees and currency signs.
-
-    ``$\dfrac43\,^\circ$.`` becomes ``\frac{4}{3}``; ``10{,}000``, ``10,\!000``, ``10\,000`` and ``10,000`` become
-    ``10000``; set braces become ``⟦⟧``.
-    """
-    text = "".join(_SIGNS.get(sign, sign) for sign in text)
-    text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", lambda m: f"^{{{m.group().translate(_SUPERSCRIPTS)}}}", text)
-    text = _unwrapped(text).replace(r"\\", "⏎")
-    text = re.sub(r"(?<=\d)\s*(?:\{,\}|,\\!|\\,|,\\,)\s*(?=\d{3}(?!\d))", "", text)
-    text = re.sub(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)|\\circ(?![a-z])", "", text)
-    text = re.sub(
-        r"\\(?:mathrm|mathbf|mathit|mathsf|boldsymbol|bm|operatorname\*?|vec|overrightarrow)\s*(?=\{)", r"\\plain", text
-    )
-    text = re.sub(r"\\([a-zA-Z]+)(?:\s+(?=[a-zA-Z]))?", _command, text)
-    text = text.replace(r"\{", "⟦").replace(r"\}", "⟧").replace(r"\%", "%").replace(r"\$", "").replace("$", "")
-    text = re.sub(r"\\plain\s*\{([^{}]*)\}", r"\1", text)
-    text = re.sub(r"\\[,;:!]|\\ |~", " ", text)
-    text = re.sub(r"√\s*(\d+(?:\.\d+)?|[a-zA-Z])", r"\\sqrt{\1}", text).replace("√", r"\sqrt")
-    text = re.sub(r"(?<![\\a-zA-Z])(sqrt|pi|infty|infinity|inf|oo)(?![a-z])", _word, text)
-    text = re.sub(r"\^\s*(-?\d+|\([^()]*\))", lambda m: f"^{{{m.group(1).strip('()')}}}", text.replace("**", "^"))
-    text = re.sub(r"(?<=\s)!=|\\not\s*=", r"\\ne ", text)
-    text = text.replace("<=", r"\le ").replace(">=", r"\ge ").replace("+/-", r"\pm ")
-    text = re.sub(r"\s*\*\s*", r"\\cdot ", text) if re.search(r"[\w)}]\s*\*\s*[\w(\\]", text) else text
-    text = _joined_digits(_with_arguments(text))
-    text = re.sub(r"^\s*(?:\\approx|about |approximately |roughly )\s*", "", text)
-    text = re.sub(r"^\{([^{}]*,[^{}]*)\}$", r"⟦\1⟧", text.strip())
-    text = re.sub(r"(?<=\d)\s+\([a-z]{2,}(?:[ -][a-z]+)*\)$", "", text)
-    return re.sub(r"\s+", " ", re.sub(r"\^\{(\w)\}", r"^\1", text)).strip()
-
-
-def _unwrapped(text: str) -> str:
-    while True:
-        before = text
-        text = text.strip().rstrip("?。").strip()
-        text = text[:-1].rstrip() if text.endswith((".", ",", ";", ":")) and not text.endswith("\\,") else text
-        for opening, closing in (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`")):
-            inner = text[len(opening) : len(text) - len(closing)]
-            if text.startswith(opening) and text.endswith(closing) and inner and not inner.endswith("\\"):
-                text = inner if opening.rstrip("$") or not re.search(r"(?<!\\)\$", inner) else text
-        box = _BOX.match(text)
-        if box and text[box.end() : box.end() + 1] == "{" and _closing(text, box.end()) == len(text):
-            text = text[box.end() + 1 : -1]
-        if text == before:
-            return text
-
-
-def _command(match: re.Match[str]) -> str:
-    name = match.group(1)
-    gap = " " if match.group().endswith((" ", "\n", "\t")) else ""
-    return _COMMANDS[name] + gap if name in _COMMANDS else f"\\{name}{gap}"
-
-
-def _word(match: re.Match[str]) -> str:
-    return {"sqrt": r"\sqrt", "pi": r"\pi "}.get(match.group(1), r"\infty ")
-
-
-def _with_arguments(text: str) -> str:
-    r"""Braces around the arguments of fractions and roots: ``\frac43``, ``\sqrt2``, ``\sqrt(2)``."""
-    made, position = "", 0
-    while match := _TAKERS.search(text, position):
-        made += text[position : match.end()]
-        position = match.end()
-        if match.group(1) == "sqrt" and (root := re.compile(r"\s*\[[^\]]*\]").match(text, position)):
-            made, position = made + root.group().strip(), root.end()
-        for _ in range(2 if match.group(1) == "frac" else 1):
-            argument, position = _argument(text, position)
-            made += f"{{{_with_arguments(argument)}}}"
-    return made + text[position:]
-
-
-def _argument(text: str, position: int) -> tuple[str, int]:
-    while text[position : position + 1].isspace():
-        position += 1
-    if text[position : position + 1] == "{" and (end := _closing(text, position)):
-        return text[position + 1 : end - 1], end
-    if text[position : position + 1] == "(" and ")" in text[position:]:
-        depth = 0
-        for end in range(position, len(text)):
-            depth += {"(": 1, ")": -1}.get(text[end], 0)
-            if depth == 0:
-                return text[position + 1 : end], end + 1
-    command = re.compile(r"\\[a-zA-Z]+|.", re.DOTALL).match(text, position)
-    return (command.group(), command.end()) if command else ("", position)
-
-
-def _joined_digits(text: str) -> str:
-    """``1,234`` as one number, unless it stands in brackets, where it is two; and ``10 000`` alone."""
-    if re.fullmatch(r"[-+]?\d{1,3}(?: \d{3})+(?:\.\d+)?", text.strip()):
-        return text.replace(" ", "")
-    depth, made, position = 0, "", 0
-    number = re.compile(r"(?<![\d.,])\d{1,3}(?:,\s?\d{3})+(?![\d])|(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d)")
-    while position < len(text):
-        match = number.match(text, position) if depth == 0 else None
-        if match and " " not in match.group():
-            made, position = made + match.group().replace(",", ""), match.end()
-            continue
-        depth += {"(": 1, "[": 1, "⟦": 1, ")": -1, "]": -1, "⟧": -1}.get(text[position], 0)
-        made, position = made + text[position], position + 1
-    return made

@@ -12,25 +12,27 @@ from functools import lru_cache
 from typing import Any
 
 from rlhf_lightning.tasks.math_text import FUNCTIONS
+from rlhf_lightning.tasks.math_units import symbol_of, without_unit
 
 TOLERANCE = Fraction(1, 10**6)
 """Most relative error of a decimal that stands for another number."""
-
-_UNITS = {
-    "cm": "centimeter centimetre", "m": "meter metre", "mm": "millimeter millimetre", "km": "kilometer kilometre",
-    "in": "inch inche", "ft": "foot feet", "yd": "yard", "mi": "mile", "s": "second sec", "min": "minute",
-    "h": "hour hr", "kg": "kilogram", "g": "gram", "l": "liter litre", "ml": "milliliter", "deg": "degree",
-    "rad": "radian", "cent": "¢", "dollar": "usd buck", "mph": "", "n": "newton", "j": "joule", "sq": "square",
-    "cu": "cubic", "unit": "",
-}  # fmt: skip
-_UNIT_OF = {word: name for name, words in _UNITS.items() for word in [name, *words.split()]}
+_ZEROS = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_MAGNITUDE = re.compile(r"(?<=\d)\s*(?:\\text\s*\{\s*)?\b(thousand|million|billion|trillion)\b(?:\s*\})?")
 
 
 def same_values(wanted: str, given: str) -> bool:
     """Whether two single values are the same, their units and percent signs looked at."""
     if wanted.replace(" ", "") == given.replace(" ", ""):
         return True
+    scaled = [_MAGNITUDE.sub(lambda m: rf"\times 10^{{{_ZEROS[m.group(1)]}}}", text) for text in (wanted, given)]
+    if scaled != [wanted, given] and same_values(*scaled):
+        return True
     (own, unit), (other, found) = without_unit(wanted), without_unit(given)
+    if not (unit and found):
+        letters = [None if re.search(r"(?<!\\)\b[a-z]", text) else text for text in (own, other)]
+        symbols = symbol_of(own, found) if letters[1] else None, symbol_of(other, unit) if letters[0] else None
+        if None in symbols:
+            own, other = symbols[0] or own, symbols[1] or other
     if "%" in (unit, found):
         if unit == found:
             return _same_quantities(own, other)
@@ -41,28 +43,6 @@ def same_values(wanted: str, given: str) -> bool:
     if unit and found and unit != found:
         return False
     return _same_quantities(own, other)
-
-
-def without_unit(text: str) -> tuple[str, str]:
-    """A quantity and its unit, by one name: ``%``, ``cm^2``; "" where there is none."""
-    text = text.strip()
-    if found := re.search(r"(?:%|\\text\s*\{\s*(?:percent|per cent)\s*\}|\bpercent)$", text):
-        return text[: found.start()].strip(), "%"
-    power = r"(?:\^\{?([23])\}?)?"
-    written = re.search(rf"(?<=[\d}})a-z!])\s*\\text\s*\{{([^{{}}]*)\}}\s*{power}$", text)
-    found = written or re.search(rf"(?<=[\d}})!])\s+([a-zA-Z][a-zA-Z./]*(?:\s+[a-zA-Z]+)*)\s*{power}$", text)
-    found = found or re.search(rf"(?<=\d)(cm|mm|km|kg|ft|in|mph){power}$", text)
-    if not found or found.start() == 0:
-        return text, ""
-    words = [word.rstrip("s.") or word for word in found.group(1).lower().replace("-", " ").split()]
-    variable = len("".join(words)) == 1 and not written and words[0] not in ("m", "g", "s", "h", "l")
-    if variable or any(re.fullmatch(FUNCTIONS, word) for word in words):
-        return text, ""
-    powers = {"sq": "^2", "cu": "^3"}
-    names = [_UNIT_OF.get(word, word) for word in words]
-    squared = "".join(powers.get(name, "") for name in names) or (f"^{found.group(2)}" if found.group(2) else "")
-    name = " ".join(name for name in names if name not in powers) + squared
-    return text[: found.start()].strip(), "" if name in ("deg", "unit", "unit^2", "unit^3", "") else name
 
 
 def _same_quantities(wanted: str, given: str) -> bool:
@@ -130,7 +110,7 @@ def expression(text: str) -> Any:
     text = re.sub(r"(?<![\\a-zA-Z])(" + FUNCTIONS + r")(?![a-zA-Z])", r"\\\1", text)
     text = re.sub(r"(?<![\d.}])(\d+)\s*\\frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}", r"(\1+\\frac{\2}{\3})", text)
     text = re.sub(r"\\text\s*\{([^{}]*)\}", lambda m: m.group(1) if len(m.group(1).strip()) < 2 else m.group(), text)
-    if re.search(r"[⟦⟧?]|[=<>]|\\(?:le|ge|pm|cup|text)\b", text) or text.count("{") != text.count("}"):
+    if re.search(r"[⟦⟧?:']|[=<>]|\\(?:le|ge|pm|cup|text)\b", text) or text.count("{") != text.count("}"):
         return None
     if _too_big(text):
         return None
@@ -139,7 +119,7 @@ def expression(text: str) -> Any:
         found = latex2sympy(text, is_real=not imaginary, convert_degrees=False, normalization_config=None)
         if not isinstance(found, sympy.Expr) or found.has(sympy.nan, sympy.zoo):
             return None
-        return found.subs({sympy.Symbol("i", real=True): sympy.I, sympy.Symbol("i"): sympy.I}) if imaginary else found
+        return found.subs({s: sympy.I for s in found.free_symbols if s.name == "i"}) if imaginary else found
     except MemoryError:
         raise
     except Exception:  # its parser and sympy raise of all kinds

@@ -13,8 +13,9 @@ from types import ModuleType
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.protocols import AnswerVerifier
 from rlhf_lightning.registry import check_choice, plugins, register, resolve
-from rlhf_lightning.tasks.math_equal import check_readable, same
-from rlhf_lightning.tasks.math_text import clean, find_answer
+from rlhf_lightning.tasks.math_clean import check_readable, clean
+from rlhf_lightning.tasks.math_equal import same
+from rlhf_lightning.tasks.math_text import find_answer
 from rlhf_lightning.tasks.math_text import last_boxed as last_boxed
 from rlhf_lightning.types import Problem
 
