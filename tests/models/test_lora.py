@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 import transformers as hf
+from tests.families import Family
 
 from rlhf_lightning.errors import ConfigError, ModelSourceError
 from rlhf_lightning.models import Folder, LoRA, TinyLlama
@@ -199,6 +200,19 @@ def test_all_linear_leaves_routers_out_unless_they_are_named():
     assert len(under) == len(everything) and not any("router" in name for name in under)
     assert len(adapted_layers(LoRA(rank=2, target_modules=["router"])(tiny_jamba()))) == 2
     assert routers_of(SOURCE.load()) == []
+
+
+@pytest.mark.parametrize("kind", ["mamba", "falcon_h1"])
+def test_all_linear_leaves_out_what_state_space_models_read_as_plain_weights(kind):
+    source = Family(kind)
+    LoRA(rank=2).check(skeleton(source.config()))
+    adapted = trainable(source.load(), lora=LoRA(rank=2), gradient_checkpointing=False)
+    names = {name.split(".lora_")[0].rpartition(".")[2] for name, p in adapted.named_parameters() if p.requires_grad}
+    assert "in_proj" in names and "out_proj" not in names
+    headed = trainable_scalar(source.load(), lora=LoRA(rank=2), gradient_checkpointing=False)
+    assert not [n for n, p in headed.named_parameters() if p.requires_grad and "out_proj" in n]
+    with pytest.raises(ConfigError, match="out_proj"):
+        LoRA(rank=2, target_modules=["out_proj"]).check(skeleton(source.config()))
 
 
 def test_router_logits_are_turned_off_with_a_word_and_sampling_lives(caplog):

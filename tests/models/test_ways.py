@@ -85,29 +85,49 @@ def test_every_causal_language_model(kind, capsys):
     except ConfigError as error:
         assert "lets a token see those after it" in str(error)
         said = "none: sees the tokens to come"
+    else:
+        said += f", draws by {draws(kind).__name__}"
     with capsys.disabled():
         print(f"\n{kind}: {said}", end="")
 
 
-@pytest.mark.parametrize("kind", ["gemma3_text", "gpt_oss", "mamba", "qwen3_next", "roberta", "rwkv"])
-def test_it_draws_from_plain_forwards(kind):
+def draws(kind):
+    """The logits that tokens are drawn from against plain forwards of each sequence alone, through a compaction."""
     model = small(kind).eval()
     decoder = HFDecoder()
     decoder.load(model, None)
-    rows = [PROMPTS[0], PROMPTS[0], PROMPTS[1]]
+    owner = [0, 0, 1, 2, 1]
+    prompts = [*PROMPTS, [18, 19, 5, 6]]
+    rows = [prompts[i] for i in owner]
     with torch.no_grad():
-        session = decoder.start(PROMPTS, torch.tensor([0, 0, 1]), 6)
+        session = decoder.start(prompts, torch.tensor(owner), 6)
         for step in range(5):
             want = [model(input_ids=torch.tensor([row]), use_cache=False).logits[0, -1] for row in rows]
             torch.testing.assert_close(
                 session.logits.log_softmax(-1), torch.stack(want).log_softmax(-1), rtol=0, atol=1e-3
             )
             if step == 2:
-                session.keep(torch.tensor([1, 2]))
-                rows = rows[1:]
+                session.keep(torch.tensor([1, 2, 3]))
+                rows = rows[1:4]
             drawn = [20 + step + i for i in range(len(rows))]
             session.step(torch.tensor(drawn))
             rows = [[*row, token] for row, token in zip(rows, drawn, strict=True)]
+    return type(session)
+
+
+@pytest.mark.parametrize("kind", ["gemma3_text", "gpt_oss", "lfm2", "falcon_h1"])
+def test_it_draws_padded_prompts_with_a_cache(kind):
+    assert draws(kind).__name__ == "_HFSession"
+
+
+@pytest.mark.parametrize("kind", ["mamba", "bart"])
+def test_where_padding_is_read_it_draws_prompts_of_one_length_together(kind):
+    assert draws(kind).__name__ == "_ByLengthSession"
+
+
+@pytest.mark.parametrize("kind", ["qwen3_next", "roberta", "rwkv"])
+def test_it_draws_from_plain_forwards(kind):
+    draws(kind)
 
 
 @pytest.mark.parametrize("kind", ["llama", "mamba", "gemma2"])

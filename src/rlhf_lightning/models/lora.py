@@ -35,7 +35,8 @@ class LoRA:
         rank: r.
         alpha: The update is scaled by alpha/r.
         target_modules: Names of the layers adapted, one regular expression for whole names, or ``all-linear``: all but
-            the head and what routes tokens to experts (a small step there sends tokens elsewhere; name it to adapt it).
+            the head, what routes tokens to experts (a small step there sends tokens elsewhere; name it to adapt it),
+            and what peft adapts in no state-space model (the ``out_proj`` of Mamba, Falcon-H1, Nemotron-H).
         seed: Of the adapters' initial weights.
 
     Raises:
@@ -114,8 +115,8 @@ class LoRA:
     def _config(self, model: nn.Module, **more: Any) -> LoraConfig:
         from peft import LoraConfig
 
-        routers = routers_of(model) if self.target_modules == "all-linear" else []
-        given: dict[str, Any] = {"target_modules": self.target_modules, "exclude_modules": routers or None}
+        left_out = [*routers_of(model), *_read_as_weights(model)] if self.target_modules == "all-linear" else []
+        given: dict[str, Any] = {"target_modules": self.target_modules, "exclude_modules": left_out or None}
         return LoraConfig(r=self.rank, lora_alpha=self.alpha, lora_dropout=0.0, **given, **more)
 
     @contextmanager
@@ -139,6 +140,24 @@ def routers_of(model: nn.Module) -> list[str]:
         return "rout" in ".".join(own) or ("gate" in own and getattr(layer, "out_features", 0) in experts)
 
     return [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and routes(name, layer)]
+
+
+def _read_as_weights(model: nn.Module) -> list[str]:
+    """Names of the layers of state-space models that peft refuses: their kernels read the weight past the layer."""
+    from peft import LoraConfig
+    from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
+
+    asked = LoraConfig()
+
+    def refused(leaf: str) -> bool:
+        try:
+            _check_lora_target_modules_mamba(asked, model, leaf)
+        except ValueError:
+            return True
+        return False
+
+    names = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
+    return [name for name in names if refused(name.rpartition(".")[2])]
 
 
 @contextmanager

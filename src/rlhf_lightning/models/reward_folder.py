@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lightning.errors import ModelSourceError
-from rlhf_lightning.models.scalar import scalar_head
+from rlhf_lightning.models.scalar import scalar_class, scalar_head
 from rlhf_lightning.models.sources import DType, Folder
 from rlhf_lightning.protocols import ModelSource
 from rlhf_lightning.registry import register
@@ -110,15 +110,12 @@ class RewardModelFolder(Folder):
 
     def load(self) -> PreTrainedModel:
         """Backbone and head, in evaluation mode; the head in float32 at least, whatever the backbone is."""
-        from transformers import AutoModelForSequenceClassification
-
-        model = AutoModelForSequenceClassification.from_pretrained(
-            self.path,
-            dtype=getattr(torch, self.dtype),
-            num_labels=1,
-            trust_remote_code=self.trust_remote_code,
-            use_safetensors=True,
-        ).eval()
+        trust = {"trust_remote_code": self.trust_remote_code} if self.trust_remote_code else {}
+        model: PreTrainedModel = (
+            scalar_class(self.config(), **trust)
+            .from_pretrained(self.path, dtype=getattr(torch, self.dtype), num_labels=1, use_safetensors=True, **trust)
+            .eval()
+        )
         head = scalar_head(model)
         stored = self._head().to(torch.promote_types(head.weight.dtype, torch.float32))
         head.weight = torch.nn.Parameter(stored.to(head.weight.device))

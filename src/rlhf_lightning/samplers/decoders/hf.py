@@ -6,6 +6,7 @@ import inspect
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from math import isnan
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -28,10 +29,11 @@ if TYPE_CHECKING:
 class HFDecoder(Decoder):
     """Calls the live model itself; a copy of it when another dtype is asked for, or its weights are sharded.
 
-    Prompts of different lengths are padded on the left, as ``generate`` does: so the sliding windows, recurrent
-    states and position rules of every architecture hold as they stand. Where that, or the cache, gives other logits
-    than plain forwards (a small model of the configuration shows it: Mamba, RWKV, RoBERTa), each token is drawn from a
-    plain forward of all that stands before it: slower, and right.
+    Prompts of different lengths are padded on the left, as ``generate`` does. Where a small model of the configuration
+    shows that this gives other logits than plain forwards (recurrent states read the padding: Mamba, Qwen3-Next),
+    prompts of one length are decoded together, and there is no padding: a forward a token for each length. Where the
+    cache itself gives other logits (RWKV, xLSTM), each token is drawn from a plain forward of all that stands before
+    it: slower still, and right.
     """
 
     def __init__(self) -> None:
@@ -55,11 +57,14 @@ class HFDecoder(Decoder):
         """Prefills the prompts in one batch, then gives each sequence its prompt's cache."""
         if self._model is None:
             raise RuntimeError("the decoder has no weights: call load first")
-        session = _HFSession if _caches(self._model) else _UncachedSession
-        return session(self._model, prompts, owner, max_new_tokens)
+        return _session_of(self._model)(self._model, prompts, owner, max_new_tokens)
 
 
 class _HFSession(DecodingSession):
+    """Keys, values and states in transformers' cache; prompts are padded on the left."""
+
+    says_positions = True
+
     def __init__(
         self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], owner: Tensor, max_new_tokens: int
     ) -> None:
@@ -82,14 +87,63 @@ class _HFSession(DecodingSession):
         self._mask, self._next, self.logits = self._mask[rows], self._next[rows], self.logits[rows]
 
     def _forward(self, ids: Tensor, positions: Tensor) -> None:
-        given: dict[str, Any] = {"position_ids": positions, "logits_to_keep": 1, "output_router_logits": False}
+        given: dict[str, Any] = {"logits_to_keep": 1, "output_router_logits": False}
+        given |= dict.fromkeys(("past_key_values", "cache_params"), self._cache)
+        given |= {"position_ids": positions} if self.says_positions else {}
         given = {name: value for name, value in given.items() if name in self._arguments}
         mask = self._mask[:, : self._length] if self._padded else None
         with evaluating(self._model):
-            output = self._model(
-                input_ids=ids, attention_mask=mask, past_key_values=self._cache, use_cache=True, **given
-            )
+            output = self._model(input_ids=ids, attention_mask=mask, use_cache=True, **given)
         self.logits = output.logits[:, -1]
+
+
+class _OwnPositionsSession(_HFSession):
+    """The model counts positions itself (RoBERTa begins at another number)."""
+
+    says_positions = False
+
+
+class _ByLengthSession(DecodingSession):
+    """A cached session for the prompts of each length, so that there is no padding."""
+
+    kind = _HFSession
+
+    def __init__(
+        self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], owner: Tensor, max_new_tokens: int
+    ) -> None:
+        by_length: dict[int, list[int]] = defaultdict(list)
+        for i, prompt in enumerate(prompts):
+            by_length[len(prompt)].append(i)
+        owner, self._parts = owner.to(model.device), []
+        for own in by_length.values():
+            rows, of_prompt = (owner[:, None] == torch.tensor(own, device=model.device)).nonzero(as_tuple=True)
+            self._parts.append((rows, self.kind(model, [prompts[i] for i in own], of_prompt, max_new_tokens)))
+        self._gather(len(owner))
+
+    def step(self, tokens: Tensor) -> None:
+        for rows, part in self._parts:
+            part.step(tokens[rows])
+        self._gather(len(tokens))
+
+    def keep(self, rows: Tensor) -> None:
+        parts = []
+        for own, part in self._parts:
+            kept, place = (rows[:, None] == own).nonzero(as_tuple=True)
+            if len(kept):
+                part.keep(place)
+                parts.append((kept, part))
+        self._parts = parts
+        self._gather(len(rows))
+
+    def _gather(self, count: int) -> None:
+        some = self._parts[0][1].logits
+        self.logits = some.new_empty(count, some.shape[1])
+        for rows, part in self._parts:
+            self.logits[rows] = part.logits
+
+
+class _OwnPositionsByLengthSession(_ByLengthSession):
+    kind = _OwnPositionsSession
 
 
 def _converted(model: PreTrainedModel, dtype: torch.dtype | None) -> PreTrainedModel:
@@ -132,37 +186,48 @@ class _UncachedSession(DecodingSession):
         self.logits = torch.stack([found[i] for i in range(len(self._rows))])
 
 
-_KNOWN: dict[tuple[type, str], bool] = {}
+_SESSIONS: tuple[type[DecodingSession], ...] = (_HFSession, _ByLengthSession, _OwnPositionsByLengthSession)
+"""The quickest first; what none of them can do is drawn without a cache."""
+
+_KNOWN: dict[tuple[type, str], type[Any]] = {}
 
 
-def _caches(model: PreTrainedModel) -> bool:
-    """Whether the cached session of a model's class and configuration gives the logits of plain forwards."""
+def _session_of(model: PreTrainedModel) -> type[Any]:
+    """The quickest kind of session that gives the logits of plain forwards, for a model's class and configuration."""
     inner: Any = causal_lm(model)
     key = class_of(inner), configuration_key(inner.config)
     if key not in _KNOWN:
-        try:
-            with torch.inference_mode(False), torch.no_grad():
-                small = small_model(key[0], inner.config)
-                _KNOWN[key] = all(
-                    _agree(small, prompts) for prompts in (((3, 4, 5), (6, 7, 8, 9, 10, 11)), ((3, 4),) * 2)
-                )
-        except Exception:
-            _KNOWN[key] = False
+        with torch.inference_mode(False), torch.no_grad():
+            _KNOWN[key] = next((kind for kind in _SESSIONS if _holds(kind, key[0], inner.config)), _UncachedSession)
     return _KNOWN[key]
 
 
-def _agree(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> bool:
+def _holds(kind: type[Any], cls: type, config: Any) -> bool:
+    try:
+        small = small_model(cls, config)
+        return all(_agree(kind, small, prompts) for prompts in (((3, 4, 5), (6, 7, 8, 9, 10, 11)), ((3, 4),) * 2))
+    except Exception:
+        return False
+
+
+def _agree(kind: type[Any], model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> bool:
+    """Whether log-probs are those of plain forwards: to 1e-3 for most rows, to 1e-2 for all.
+
+    Recurrent layers round otherwise a token at a time than over a whole sequence, which some tokens of random weights
+    blow up (Qwen3-Next: 2e-3); padding that is read, or a wrong state, shows in most rows.
+    """
     owner = torch.tensor([0, 0, 1])
-    sessions = [kind(model, prompts, owner, 8) for kind in (_HFSession, _UncachedSession)]
+    sessions = [tried(model, prompts, owner, 8) for tried in (kind, _UncachedSession)]
+    differences: list[float] = []
     for step in range(6):
         one, other = (session.logits.log_softmax(-1) for session in sessions)
-        if not float((one - other).abs().max()) < 1e-3:
-            return False
+        differences += (one - other).abs().amax(-1).tolist()
         for session in sessions:
             if step == 3:
                 session.keep(torch.tensor([1, 2]))
             session.step(torch.arange(20 + step, 20 + step + len(session.logits)))
-    return True
+    differences.sort()
+    return differences[len(differences) * 3 // 4] < 1e-3 and differences[-1] < 1e-2 and not any(map(isnan, differences))
 
 
 @contextmanager
