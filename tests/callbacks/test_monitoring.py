@@ -97,3 +97,13 @@ def test_all_numbers_are_there_in_time_and_to_the_end(tmp_path):
     assert seen.epochs[0]["reward/raw_mean"] != seen.epochs[1]["reward/raw_mean"]
     assert seen.end == {name: float(value) for name, value in fitted.callback_metrics.items()}
     assert isinstance(fitted.callback_metrics["held_out/accuracy"], torch.Tensor)
+
+
+def test_a_number_that_is_measured_seldom_is_known_after_a_resume(tmp_path):
+    """Held out is measured before rollouts 0 and 3: the fit that begins with rollout 2 has not measured it itself."""
+    stop = {"class_path": f"{PATH}.EarlyStopping", "init_args": {"monitor": "held_out/accuracy", "patience": 9}}
+    callbacks = {"callbacks": [{"class_path": "HeldOutEval", "init_args": {"every": 3}}, stop]}
+    assert rlhf_fit(tmp_path, tiny(trainer=callbacks)) == 0
+    on = ["--ckpt_path", "last", "--trainer.max_epochs", "3"]
+    assert rlhf_fit(tmp_path, tiny(trainer=callbacks), on) == 0
+    assert load_run(tmp_path / "runs" / "tiny").metrics["rollout"].tolist() == [0, 1, 2, 3]

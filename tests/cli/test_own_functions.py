@@ -119,6 +119,10 @@ def test_three_lines_of_python_train_and_the_saved_configuration_goes_on(own, ca
          "no such file.*The nearest file there is 'own_reward_functions.py'"),
         ("own_reward_functions.reward",
          "is not a class; for a function write {name: function, path: own_reward_functions.py:reward}"),
+        ("own_reward_functions.py:reward",
+         "is a file; for a function in it write {name: function, path: own_reward_functions.py:reward}"),
+        ({"name": "function", "path": "own_reward_functions.py::reward"},
+         "got 'own_reward_functions.py::reward'. Did you mean 'own_reward_functions.py:reward'"),
         ({"name": "function", "paths": "x"}, "takes no argument 'paths'. Did you mean 'path'"),
     ],
 )  # fmt: skip

@@ -91,6 +91,13 @@ def test_ultrafeedback_is_conversations_with_scores(opened):
     assert summary(opened([ULTRA], preset="ultrafeedback").group(0))[0] == "Name a colour"
 
 
+def test_ultrafeedback_without_its_ids_is_named_by_its_rows(opened):
+    group = opened([{key: value for key, value in ULTRA.items() if key != "prompt_id"}], preset="ultrafeedback").group(
+        0
+    )
+    assert group.problem.question == "Name a colour" and group.problem.id.endswith(":1")
+
+
 def test_ultrafeedback_from_parquet(tmp_path):
     pq.write_table(pa.Table.from_pylist([ULTRA, ULTRA | {"score_rejected": 9.0}]), tmp_path / "train.parquet")
     source = Preferences(str(tmp_path), preset="ultrafeedback", score_margin=1.0, on_bad_row="skip")

@@ -152,6 +152,14 @@ def test_a_task_that_cannot_travel_is_refused_with_the_remedy(rollout_of):
         scorer(rollout_of(["1"]))
 
 
+def test_an_import_that_does_not_end_is_told_as_that(monkeypatch, rollout_of):
+    monkeypatch.setattr("rlhf_lightning.scorers._workers._START_LIMIT", 0.01)
+    scorer = VerifierScorer()
+    scorer.bind({"obedient": Obedient()})
+    with pytest.raises(ConfigError, match=r"was not ready after 0\.01 s: what it imports takes too long"):
+        scorer(rollout_of(["1"]))
+
+
 def test_an_unknown_task_names_the_nearest(scorer, rollout_of):
     with pytest.raises(ConfigError, match=r"no task 'obediant'\. Did you mean 'obedient'"):
         scorer(rollout_of(["1"], task="obediant"))

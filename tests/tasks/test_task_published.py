@@ -167,6 +167,18 @@ def test_missing_fields_name_the_nearest_one_nested_ones_too(tmp_path):
             FileTask(path, preset="prompts", answer_field=field).train_problems()
 
 
+def test_turns_without_the_users_name_the_roles_there_are(tmp_path):
+    path = lines(tmp_path / "a.jsonl", [{"question": [{"role": "usr", "content": "x?"}], "answer": 1}])
+    with pytest.raises(DataError, match=r"'question' must be turns with one of the role user, got turns of usr"):
+        FileTask(path).train_problems()
+
+
+def test_a_table_that_is_parted_otherwise_says_how_it_must_be(tmp_path):
+    (tmp_path / "a.csv").write_text("question;answer\n1+1;2\n")
+    with pytest.raises(DataError, match=r"no field 'question'. The columns of a .csv file must be parted by commas"):
+        FileTask(str(tmp_path / "a.csv")).train_problems()
+
+
 def test_bad_rows_are_left_out_and_counted(tmp_path, caplog):
     rows = [{"question": f"{n}?", "answer": n} for n in range(8)]
     path = tmp_path / "a.jsonl"

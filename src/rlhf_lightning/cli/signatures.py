@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import re
 import sys
 import types
 import typing
@@ -90,6 +91,9 @@ def import_class(path: str, where: str) -> type:
     Raises:
         ConfigError: If it does not import or is no class; the text starts with ``where``.
     """
+    if re.search(r"\.py(:|$)", path):
+        function = path if path.partition(".py:")[2] else f"{path.rstrip(':')}:FUNCTION"
+        raise ConfigError(f"{where}{path} is a file; for a function in it write {{name: function, path: {function}}}")
     module, _, name = path.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)

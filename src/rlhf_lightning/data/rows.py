@@ -89,6 +89,8 @@ class Field:
         if name not in fields:
             inner = [f"{key}.{below}" for key, value in fields.items() if isinstance(value, Mapping) for below in value]
             near = did_you_mean(name, [*fields, *inner]) or did_you_mean(name, [key.split(".")[-1] for key in inner])
+            if self.row.all_text and len(fields) == 1 and any(mark in next(iter(fields)) for mark in ";\t|"):
+                near = " The columns of a .csv file must be parted by commas, those of a .tsv by tabs."
             raise DataError(f"{self.row.place}: no field {path!r}.{near} Present: {', '.join(fields) or 'none'}")
         return Field(self.row, path, fields[name])
 

@@ -19,6 +19,8 @@ from rlhf_lightning.strategies import Sharding
 from rlhf_lightning.strategies.checkpoints import check_complete, check_identity, check_shapes, shapes
 from rlhf_lightning.strategies.optimizer_states import by_place
 
+_OF_THIS_PROCESS = ("time/", "speed/", "memory/")
+
 
 class CheckpointedModule(LightningModule):
     """Keeps a cursor and controllers in its checkpoints, and no frozen weights.
@@ -30,6 +32,7 @@ class CheckpointedModule(LightningModule):
 
     rollout_index: int
     sharding: Sharding
+    _numbers: Mapping[str, float] = {}
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
@@ -44,7 +47,7 @@ class CheckpointedModule(LightningModule):
         return {}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the cursor and the controllers; takes frozen weights out, whose sources stand in the configuration."""
+        """Adds cursor, controllers, latest numbers; takes out frozen weights: the configuration has their sources."""
         frozen = self.sharding.frozen_names(self)
         checkpoint["state_dict"] = {name: w for name, w in checkpoint["state_dict"].items() if name not in frozen}
         checkpoint["rlhf"] = {
@@ -52,6 +55,11 @@ class CheckpointedModule(LightningModule):
             "identity": self.identity(),
             "products": products_kind(),
             "rounding": _rounding(),
+            "numbers": {
+                name: float(number)
+                for name, number in self.trainer.callback_metrics.items()
+                if not name.startswith(_OF_THIS_PROCESS)
+            },
             "controllers": {name: controller.state_dict() for name, controller in self.controllers().items()},
         }
 
@@ -72,7 +80,12 @@ class CheckpointedModule(LightningModule):
             check_shapes(shapes(wanted), shapes(checkpoint["state_dict"]))
         self._number_states(checkpoint.get("optimizer_states", []))
         self.rollout_index = saved["rollout_index"]
+        self._numbers = saved.get("numbers", {})
         self.restore(saved)
+
+    def on_train_start(self) -> None:
+        """Callbacks find the checkpoint's numbers until there are newer ones; Lightning forgets them before this."""
+        self.trainer.callback_metrics.update({name: torch.tensor(number) for name, number in self._numbers.items()})
 
     def _number_states(self, optimizers: list[dict[str, Any]]) -> None:
         """States that shards keep by name, by place, for strategies that read them so after this hook; in place."""

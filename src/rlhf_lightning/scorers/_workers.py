@@ -135,6 +135,12 @@ class _Worker:
     def await_ready(self) -> None:
         said = self._receive(_START_LIMIT)
         if not isinstance(said, Started):
+            if said is None and self.alive:
+                self.kill()
+                raise ConfigError(
+                    f"{self._where}: a worker process was not ready after {_START_LIMIT:g} s: what it imports takes "
+                    "too long, or waits for something. What takes time belongs into the function, behind its first call"
+                )
             self.kill()
             if isinstance(said, Refused) and said.by_us:
                 raise ConfigError(said.reason)

@@ -16,6 +16,7 @@ import ast
 import hashlib
 import importlib.util
 import inspect
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -46,7 +47,7 @@ class UserFunction:
         self.where = where
         file, _, self.name = path.rpartition(":")
         if not file.endswith(".py") or not self.name.isidentifier():
-            stem = path.removesuffix(".py").replace(".py:", ".").replace(":", ".").rpartition(".")
+            stem = re.sub(r"(\.py)?:+", ".", path.removesuffix(".py")).rpartition(".")
             meant = f" Did you mean {f'{stem[0]}.py:{stem[2]}'!r}?" if stem[0] else ""
             raise ConfigError(f"{where}: path must be file.py:function, as my_reward.py:reward; got {path!r}.{meant}")
         self.shown, self.file = file, Path(file).expanduser().resolve()

@@ -72,7 +72,8 @@ class Preset:
             )
         last = max((i for i, turn in enumerate(turns) if turn["role"] == "user"), default=None)
         if last is None or not turns[last]["content"].strip():
-            field.refuse("turns with one of the user")
+            said = "one that is empty" if last is not None else f"turns of {', '.join(turn['role'] for turn in turns)}"
+            field.refuse("turns with one of the role user", said)
         turns[last] = turns[last] | {"content": self._filled(row, turns[last]["content"])}
         return turns
 

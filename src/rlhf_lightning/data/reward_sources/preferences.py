@@ -72,7 +72,7 @@ def plain(fields: Field, chat: bool, names: Names) -> Compared:
 
 
 def ultrafeedback(fields: Field, chat: bool, names: Names) -> Compared:
-    """UltraFeedback-binarized: ``prompt_id``, and ``chosen`` and ``rejected`` as whole conversations.
+    """UltraFeedback-binarized: ``prompt_id`` (may be missing), and ``chosen`` and ``rejected`` as whole conversations.
 
     Its ``prompt`` is the user's first turn, which the conversations hold too; its ``messages`` is ``chosen`` again.
     Fields: https://huggingface.co/datasets/HuggingFaceH4/ultrafeedback_binarized.
@@ -83,7 +83,8 @@ def ultrafeedback(fields: Field, chat: bool, names: Names) -> Compared:
         better.refuse("a conversation of at least two turns")
     if ahead != other:
         worse.refuse(f"the same turns as {better.path!r}, but for the last one")
-    return Compared(_conversation(fields, ahead, chat, fields["prompt_id"].text()), chosen, rejected)
+    id = fields.get("prompt_id")
+    return Compared(_conversation(fields, ahead, chat, id and id.text()), chosen, rejected)
 
 
 def hh(fields: Field, chat: bool, names: Names) -> Compared:
