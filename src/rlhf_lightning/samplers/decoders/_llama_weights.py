@@ -166,4 +166,4 @@ def _pair_order(head_dim: int, device: torch.device) -> Tensor:
 def _ordered(parameter: Tensor, order: Tensor | None) -> Tensor:
     if order is None:
         return parameter
-    return parameter.view(-1, len(order), *parameter.shape[1:])[:, order].reshape(parameter.shape)
+    return parameter.unflatten(0, (-1, len(order)))[:, order].reshape(parameter.shape)
