@@ -12,6 +12,7 @@ from rlhf_lightning.models.layers import with_float32_head
 from rlhf_lightning.models.lean import make_lean
 from rlhf_lightning.models.lora import LoRA
 from rlhf_lightning.models.repeatable import without_noise
+from rlhf_lightning.models.rounding import round_once
 from rlhf_lightning.models.scalar import scalar_model
 from rlhf_lightning.models.way_choice import way_of
 
@@ -72,7 +73,7 @@ def trainable(
         with_float32_head(model)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return in_float32(lora(model), trained_alone=True) if lora else model
+    return round_once(in_float32(lora(model), trained_alone=True)) if lora else model  # type: ignore[return-value]
 
 
 def trainable_scalar(model: PreTrainedModel, *, lora: LoRA | None, gradient_checkpointing: bool) -> PreTrainedModel:
@@ -82,7 +83,7 @@ def trainable_scalar(model: PreTrainedModel, *, lora: LoRA | None, gradient_chec
     """
     headed = model if hasattr(model, "score") else scalar_model(model)
     made = trainable(headed, lora=None, gradient_checkpointing=gradient_checkpointing)
-    return in_float32(lora.under_head(made), trained_alone=True) if lora else made
+    return round_once(in_float32(lora.under_head(made), trained_alone=True)) if lora else made  # type: ignore[return-value]
 
 
 def skeleton(config: PretrainedConfig) -> PreTrainedModel:
