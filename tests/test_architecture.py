@@ -22,6 +22,7 @@ FLOORS = [
         "devices",
         "process_memory",
         "process_settings",
+        "shown",
         "run_layout",
         "functional",
         "ranks",

@@ -132,10 +132,11 @@ def filled(cls: type, **given: Any) -> dict[str, Any]:
     return given | made
 
 
-def nearest(word: str, choices: object) -> str | None:
+def nearest(word: str, choices: Iterable[str]) -> str | None:
     """The choice most like ``word``, or None when nothing is near."""
-    same = [choice for choice in choices if choice.casefold() == word.casefold()]  # type: ignore[attr-defined]
-    matches = same or difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)  # type: ignore[call-overload]
+    known = list(choices)
+    same = [choice for choice in known if choice.casefold() == word.casefold()]
+    matches = same or difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return matches[0] if matches else None
 
 

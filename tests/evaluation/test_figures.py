@@ -1,6 +1,7 @@
 import pandas as pd
 import pytest
 from matplotlib.image import imread
+from tests.fits import assert_texts_fit
 
 from rlhf_lightning.errors import DataError
 from rlhf_lightning.evaluation.figures import plot_best_of_n, plot_data_scaling
@@ -38,6 +39,23 @@ def test_the_intervals_may_be_missing_and_panels_wrap(tmp_path):
     assert not figure.axes[0].collections
     picture = imread(tmp_path / "x.png")
     assert picture.shape[0] > 800 and picture.std() > 0.05
+
+
+@pytest.mark.parametrize("generators", [("sft",), ("a policy after long training, of a long name", "b"), "abcd"])
+def test_titles_and_names_fit(generators):
+    lines = (("a reward model of a long name, from elsewhere", "product"), ("PRM", "last"), ("PRM", "min"))
+    figure = plot_best_of_n(curves(generators, lines), title="What was chosen, and how well. " * 6)
+    assert_texts_fit(figure)
+    named = [text.get_text().replace("\n", " ") for text in figure.legends[0].get_texts()]
+    assert named[0] == "a reward model of a long name, from elsewhere"
+
+
+def test_percent_ticks_are_not_rounded_into_one_another():
+    table = curves()
+    table["accuracy"] = 0.44 + table["accuracy"] / 1000
+    for axes in plot_best_of_n(table.drop(columns=["low", "high"])).axes:
+        ticks = [label.get_text() for label in axes.yaxis.get_ticklabels()]
+        assert len(ticks) == len(set(ticks)) > 2
 
 
 def test_data_scaling_has_a_panel_an_n_and_a_line_a_series(tmp_path):

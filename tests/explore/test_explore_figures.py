@@ -1,7 +1,9 @@
 import importlib.util
 
 import pytest
+from tests.fits import assert_texts_fit
 
+from rlhf_lightning.callbacks.key_metrics import KEY_METRICS, REWARD_MODEL_METRICS
 from rlhf_lightning.errors import ConfigError, RunFolderError
 from rlhf_lightning.explore import browse_metrics, plot_frontier, plot_metrics
 from rlhf_lightning.explore.browse import choices
@@ -78,3 +80,20 @@ def test_with_ipywidgets_there_is_a_chooser(runs):
     metrics, against, smooth, _ = browse_metrics(runs).children
     assert metrics.value == ("reward/raw_mean",) and len(metrics.options) == 4
     assert against.value == "rollout" and smooth.value == 1
+
+
+def test_names_fit_and_reward_models_count_epochs(tmp_path):
+    names = ["a", "b", "a-run-of-a-rather-long-name-indeed", "c", "d", "another-run-of-which-the-name-is-long" * 3]
+    figure = plot_metrics([make_run(tmp_path, name) for name in names])
+    assert_texts_fit(figure)
+    metrics = "rollout,prompts_seen,loss,time/update\n0,0,0.5,1.0\n1,32,0.25,1.0\n"
+    run = make_run(tmp_path, "rm", metrics=metrics)
+    assert plot_metrics(run, ["loss"]).axes[0].get_xlabel() == "epoch"
+    assert plot_metrics(run, ["loss"], against="prompts_seen").axes[0].get_xlabel() == "items seen"
+
+
+@pytest.mark.parametrize("key", [*KEY_METRICS, *REWARD_MODEL_METRICS], ids=lambda key: key.name)
+def test_both_titles_of_a_panel_fit(tmp_path, key):
+    column = max((name.replace("*", "a_long_name") for name in key.columns), key=len)
+    run = make_run(tmp_path, metrics=f"rollout,prompts_seen,{column}\n0,0,0.5\n1,32,0.25\n")
+    assert_texts_fit(plot_metrics(run, [column]))

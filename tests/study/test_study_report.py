@@ -3,6 +3,7 @@
 import pandas as pd
 import pytest
 from hand_made_study import make_study
+from tests.fits import assert_texts_fit
 
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.study import figures, reward_figures, training_figures
@@ -39,6 +40,21 @@ def test_every_figure_is_drawn_and_shown(folder):
 def test_tables_are_kept(folder):
     assert len(pd.read_csv(folder / "report" / "policies.csv")) == 3 * (24 + 6)
     assert {"training.csv", "best_of_n.csv", "levers.csv"} <= {p.name for p in (folder / "report").iterdir()}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_texts_fit(results, name):
+    assert_texts_fit(FIGURES[name](results))
+
+
+def test_lines_of_runs_that_do_not_vary_are_named(results):
+    accuracy = training_figures.figure_5(results).axes[0]
+    assert set(lines_of(accuracy)) == {"small", "large", "others"}
+
+
+def test_only_labels_that_were_measured_have_a_tick(results):
+    axes = reward_figures.figure_6_right(results).axes[0]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == [""]
 
 
 def lines_of(axes):

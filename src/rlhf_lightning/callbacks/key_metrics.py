@@ -52,7 +52,7 @@ class KeyMetric:
 
     def digits(self, value: float) -> str:
         """A logged value in its unit, without it."""
-        return f"{value * self.scale:.{self.decimals}f}"
+        return f"{value * self.scale:z.{self.decimals}f}"
 
 
 KEY_METRICS = (

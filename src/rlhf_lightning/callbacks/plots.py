@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from textwrap import fill
 
 import numpy as np
 import pandas as pd
@@ -22,11 +21,12 @@ from rlhf_lightning.callbacks.proxy_gap import Start, gains_since
 from rlhf_lightning.callbacks.run_folder import run_dir_of
 from rlhf_lightning.run_layout import METRICS_FILE, PLOTS_FOLDER
 from rlhf_lightning.runs import load_run
+from rlhf_lightning.shown import wrapped
 
 COLOR = "#1f5fa8"
 PROXY_PICTURE = "proxy_and_truth.png"
-TITLE_WIDTH = 64
-"""Characters of a title's line that fit over a picture."""
+WIDTH = 8.0
+"""Inches of a picture."""
 SMOOTH_FROM = 20
 """From so many points on, a running mean is drawn over them."""
 
@@ -138,14 +138,16 @@ def draw_metric(points: pd.DataFrame, key: KeyMetric, run_name: str, axis: str =
 
 def _figure(title: str, run_name: str) -> tuple[Figure, Axes]:
     """An empty picture; a long title takes several lines."""
-    figure = Figure(figsize=(8.0, 4.6), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    axes.set_title(f"{fill(title, TITLE_WIDTH)}\n", fontsize=12, loc="left", fontweight="bold")
-    axes.text(1.0, -0.11, f"run {run_name}", transform=axes.transAxes, ha="right", va="top", fontsize=8, color="0.4")
+    axes.set_title(f"{wrapped(title, WIDTH - 0.8, 12)}\n", fontsize=12, loc="left", fontweight="bold")
+    name = wrapped(f"run {run_name}", WIDTH - 0.4, 8)
+    figure.supxlabel(name, x=0.99, ha="right", fontsize=8, color="0.4")
     axes.grid(alpha=0.25)
     axes.spines["right"].set_visible(False)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_formatter("{x:g}")  # no power of ten beside the upper axis
     return figure, axes
 
 

@@ -23,6 +23,7 @@ from rlhf_lightning.callbacks.plots import PROXY_PICTURE, axis_of
 from rlhf_lightning.callbacks.run_folder import run_dir_of
 from rlhf_lightning.run_layout import METRICS_FILE, PLOTS_FOLDER, REPORT_FILE
 from rlhf_lightning.runs import Run, load_run
+from rlhf_lightning.shown import show_table
 
 OTHER_METRICS = (
     KeyMetric("truncated", "", "%", ("response/truncated",), scale=100.0, better="lower", decimals=1),
@@ -125,7 +126,7 @@ class RunReport(Callback):
         write_whole(run.path / REPORT_FILE, as_markdown(run, status, sections))
         self.console.print(f"\n{run.path}: {status}", markup=False, highlight=False, soft_wrap=True)
         for table in tables_of(run.metrics):
-            self.console.print(as_rich(table))
+            show_table(self.console, as_rich(table))
         for section in sections:
             self.console.print(f"{section.title}: {section.text}", markup=False, highlight=False, soft_wrap=True)
 
@@ -226,7 +227,7 @@ def as_rich(table: ReportTable) -> Table:
     """The table for a terminal."""
     drawn = Table(title=table.title, title_justify="left", title_style="bold", header_style="dim", box=SIMPLE_HEAD)
     for i, name in enumerate(table.header):
-        drawn.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
+        drawn.add_column(name, justify="left" if i == 0 else "right", no_wrap=i > 0)
     for row in table.rows:
         drawn.add_row(*row)
     return drawn

@@ -20,6 +20,7 @@ from rlhf_lightning.callbacks.files import write_whole
 from rlhf_lightning.callbacks.run_folder import RolloutModule, run_dir_of
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.run_layout import TABLES_FOLDER
+from rlhf_lightning.shown import show_table
 
 Sample = Mapping[str, Any]
 
@@ -91,7 +92,7 @@ class SampleTable(Callback):
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"rollout-{rollout:06d}.md"
         write_whole(path, as_markdown(title, chosen, max_chars=self.max_chars))
-        self.console.print(as_rich(title, chosen, max_chars=self.max_chars))
+        show_table(self.console, as_rich(title, chosen, max_chars=self.max_chars))
 
 
 def choose(samples: Sequence[Sample], *, by: str, count: int) -> list[tuple[str, Sample]]:

@@ -16,6 +16,7 @@ from rlhf_lightning.errors import DataError
 from rlhf_lightning.evaluation.curves import BASELINES, MAJORITY, MEAN, ORACLE
 from rlhf_lightning.functional.step_scores import STEP_AGGREGATIONS
 from rlhf_lightning.registry import did_you_mean
+from rlhf_lightning.shown import wrapped
 
 COLORS = ("#1f5fa8", "#c2410c", "#0f766e", "#7c3aed", "#b45309", "#be185d", "#4d7c0f", "#334155")
 """A reward model each."""
@@ -33,6 +34,9 @@ _BASELINE_STYLE: dict[str, dict[str, object]] = {
 
 _WIDTH, _HEIGHT = 5.2, 4.2
 """Inches a panel."""
+
+_LEGEND = 2.2
+"""Inches of the legend."""
 
 
 def plot_best_of_n(table: pd.DataFrame, path: str | Path | None = None, *, title: str = "Best of N") -> Figure:
@@ -64,7 +68,7 @@ def plot_best_of_n(table: pd.DataFrame, path: str | Path | None = None, *, title
             _draw_scorer(axes, own[own["scorer"] == name], name, number)
         _finish(axes, str(generator), sorted(own["n"].unique()), "N, samples a prompt")
     _legend(figure, panels)
-    figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+    figure.suptitle(wrapped(title, figure.get_figwidth(), 12), x=0.01, ha="left", fontweight="bold")
     return _saved(figure, path)
 
 
@@ -97,7 +101,7 @@ def plot_data_scaling(
             _draw(axes, own[own["series"] == name], "size", **look)
         _finish(axes, f"best of {n}", sorted(table["size"].unique()), "solutions in the training set")
     _legend(figure, panels)
-    figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+    figure.suptitle(wrapped(title, figure.get_figwidth(), 12), x=0.01, ha="left", fontweight="bold")
     return _saved(figure, path)
 
 
@@ -126,12 +130,12 @@ def _draw(axes: Axes, rows: pd.DataFrame, across: str, **look: object) -> None:
 
 
 def _finish(axes: Axes, title: str, ticks: Sequence[float], label: str) -> None:
-    axes.set_title(title, fontsize=11)
+    axes.set_title(wrapped(title, _WIDTH - 1.0, 11), fontsize=11)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_locator(FixedLocator([float(tick) for tick in ticks]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_xlabel(label)
     axes.set_ylabel("accuracy")
     axes.tick_params(labelleft=True)
@@ -143,7 +147,7 @@ def _finish(axes: Axes, title: str, ticks: Sequence[float], label: str) -> None:
 def _panels(count: int) -> tuple[Figure, list[Axes]]:
     columns = min(count, 3)
     rows = -(-count // columns)
-    figure = Figure(figsize=(_WIDTH * columns + 2.2, _HEIGHT * rows), layout="constrained")
+    figure = Figure(figsize=(_WIDTH * columns + _LEGEND, _HEIGHT * rows), layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True).flatten().tolist()
     for unused in grid[count:]:
@@ -159,7 +163,8 @@ def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
             known.setdefault(label, handle)
     learned = [label for label in known if label not in {str(look["label"]) for look in _BASELINE_STYLE.values()}]
     order = [*learned, *(label for label in known if label not in learned)]
-    figure.legend([known[label] for label in order], order, loc="outside right center", frameon=False, fontsize=9)
+    named = [wrapped(label, _LEGEND - 0.5, 9) for label in order]
+    figure.legend([known[label] for label in order], named, loc="outside right center", frameon=False, fontsize=9)
 
 
 def _check(table: pd.DataFrame, columns: Sequence[str]) -> None:

@@ -7,6 +7,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from rlhf_lightning.shown import show_table
+
 
 def print_curves(table: pd.DataFrame, console: Console) -> None:
     """One table a generator: a line a row, an N a column, accuracies in percent, with the last N's 95 % interval."""
@@ -14,13 +16,13 @@ def print_curves(table: pd.DataFrame, console: Console) -> None:
         first = own.iloc[0]
         title = f"\n{generator}: accuracy of the best of N in %, {first['prompts']} prompts of {first['pool']} samples"
         console.print(title, style="bold", markup=False, highlight=False, soft_wrap=True)
-        console.print(_curves(own))
+        show_table(console, _curves(own))
 
 
 def _curves(own: pd.DataFrame) -> Table:
     sizes = sorted(own["n"].unique())
     drawn = Table(header_style="dim", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    drawn.add_column("chosen by", no_wrap=True)
+    drawn.add_column("chosen by")
     for n in sizes:
         drawn.add_column(str(n), justify="right", no_wrap=True)
     drawn.add_column(f"interval at {sizes[-1]}", justify="right", no_wrap=True)

@@ -12,9 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from rlhf_lightning.callbacks.key_metrics import KeyMetric, key_metrics_of
+from rlhf_lightning.callbacks.plots import axis_of
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.explore.colors import RUN_COLORS
 from rlhf_lightning.runs import Run, frontier, labels
+from rlhf_lightning.shown import wrapped
 
 _WIDTH, _HEIGHT = 5.0, 3.4
 """Inches a panel."""
@@ -110,7 +112,10 @@ def _draw_metric(
     axes.set_title(column if key is None else key.axis_label, loc="left", fontsize=11, fontweight="bold")
     if key is not None:
         axes.set_title(column, loc="right", fontsize=8, color="0.4")
-    axes.set_xlabel(against.replace("_", " "))
+    counted = {axis_of(run.metrics) for run, has in zip(runs, having, strict=True) if has}
+    items = "items seen" if counted == {"epoch"} else "prompts seen"
+    named = {"rollout": " or ".join(sorted(counted)), "prompts_seen": items}
+    axes.set_xlabel(named.get(against, against.replace("_", " ")))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
 
 
@@ -141,7 +146,12 @@ def _panels(count: int, width: float = _WIDTH, height: float = _HEIGHT) -> tuple
 def _legend(figure: Figure, panels: Sequence[Axes], runs: Sequence[Run]) -> None:
     found = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     names = [name for name in labels(runs) if name in found]
-    figure.legend([found[name] for name in names], names, loc="outside lower left", ncols=4, frameon=False, fontsize=9)
+    width = figure.get_figwidth()
+    shown = [wrapped(name, width - 0.8, 9) for name in names]
+    inches = 0.8 + max((len(line) for name in shown for line in name.split("\n")), default=0) * 0.65 * 9 / 72
+    columns = max(1, min(4, int(width / inches)))
+    lines = [found[name] for name in names]
+    figure.legend(lines, shown, loc="outside lower left", ncols=columns, frameon=False, fontsize=9)
 
 
 def _colors(runs: Sequence[Run]) -> list[str]:

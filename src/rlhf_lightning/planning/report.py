@@ -12,6 +12,7 @@ from rlhf_lightning.planning.memory import Phase
 from rlhf_lightning.planning.plan import Plan
 from rlhf_lightning.planning.sampling import cache_bytes
 from rlhf_lightning.planning.work import update_flops
+from rlhf_lightning.shown import show_table
 
 BAR = 40
 SHOWN = 5
@@ -23,12 +24,12 @@ GB = 1e9
 def show(plan: Plan, console: Console) -> None:
     """Prints it."""
     console.print(Text(_title(plan), style="bold"))
-    console.print(_models(plan))
-    console.print(_memory(plan))
+    show_table(console, _models(plan))
+    show_table(console, _memory(plan))
     if any(phase.host for phase in plan.phases):
         host = plan.host_peak
         console.print(f"host memory of a machine: {_gb(host.host_total)} GB at most, in {host.name}")
-    console.print(_work(plan))
+    show_table(console, _work(plan))
     for line in _sums(plan):
         console.print(line, highlight=False)
     for note in plan.job.notes:

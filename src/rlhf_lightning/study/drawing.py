@@ -12,7 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from rlhf_lightning.evaluation.figures import COLORS, MARKERS
+from rlhf_lightning.shown import wrapped
 from rlhf_lightning.study.results import AXES, MEASURED, OTHERS, SEED
+
+_WIDTH = 4.6
+"""Inches of a panel."""
 
 
 class LackingError(Exception):
@@ -23,11 +27,11 @@ def panels(count: int, titles: Sequence[str] = ()) -> tuple[Figure, list[Axes]]:
     """A figure with panels side by side, at most three in a row; four are a square."""
     columns = 2 if count == 4 else min(count, 3)
     rows = -(-count // columns)
-    figure = Figure(figsize=(4.6 * columns, 3.7 * rows), layout="constrained")
+    figure = Figure(figsize=(_WIDTH * columns, 3.7 * rows), layout="constrained")
     FigureCanvasAgg(figure)
     drawn = [figure.add_subplot(rows, columns, i + 1) for i in range(count)]
     for axes, title in zip(drawn, titles, strict=False):
-        axes.set_title(title, loc="left", fontsize=10)
+        axes.set_title(wrapped(title, _WIDTH - 1.0, 10), loc="left", fontsize=10)
     for axes in drawn:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25, linewidth=0.6)
@@ -85,11 +89,12 @@ def draw_lines(
         table: One row a measurement.
         x: Column; a number, or where ``ticks`` are given, a label.
         y: Column.
-        by: Column.
+        by: Column. Rows that do not vary over it, beside some that do, are the ``others``.
         order: Labels of ``by`` in the order of the legend.
         ticks: Labels of x from left to right.
     """
-    ticks = None if ticks is None else [tick for tick in ticks if tick or (table[x] == tick).any()]
+    ticks = None if ticks is None else [tick for tick in ticks if (table[x] == tick).any()]
+    alone = table[by].nunique() < 2
     for number, label in enumerate(order):
         own = table[table[by] == label].dropna(subset=[y])
         if own.empty:
@@ -98,7 +103,7 @@ def draw_lines(
         over = own[y].groupby(places).agg(["mean", "min", "max"])
         color = COLORS[number % len(COLORS)]
         few: dict[str, Any] = {"marker": MARKERS[number % len(MARKERS)], "markersize": 5} if len(over) < 30 else {}
-        axes.plot(over.index, over["mean"], color=color, label=label or None, **few)
+        axes.plot(over.index, over["mean"], color=color, label=label or (None if alone else "others"), **few)
         axes.fill_between(over.index, over["min"], over["max"], color=color, alpha=0.18, linewidth=0)
     if ticks is not None:
         axes.set_xticks(range(len(ticks)), ticks)
@@ -106,7 +111,7 @@ def draw_lines(
 
 def percent(axes: Axes) -> None:
     """The vertical axis in percent."""
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
 
 
 def legend(axes: Axes, title: str) -> None:
@@ -117,5 +122,6 @@ def legend(axes: Axes, title: str) -> None:
 
 def named(figure: Figure, title: str, agreed: str = "") -> Figure:
     """The figure with its title, and what all its runs agree in."""
-    figure.suptitle(title + (f"  ({agreed})" if agreed else ""), x=0.01, ha="left", fontsize=11, fontweight="bold")
+    whole = wrapped(title + (f"  ({agreed})" if agreed else ""), figure.get_figwidth(), 11)
+    figure.suptitle(whole, x=0.01, ha="left", fontsize=11, fontweight="bold")
     return figure

@@ -6,6 +6,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from rlhf_lightning.shown import wrapped
 from rlhf_lightning.study.drawing import LackingError, at_base, differing, draw_lines, legend, named, panels, percent
 from rlhf_lightning.study.results import (
     ALL_TASKS,
@@ -89,11 +90,15 @@ def compute(results: Results) -> Figure:
         means = own.groupby(lever)[["seconds", "start", "final"]].mean().reindex(results.labels(lever)).dropna()
         axes.plot(means["seconds"], means["final"], marker="o", color="#1f5fa8", label="after training")
         axes.plot(means["seconds"], means["start"], marker=".", color="0.6", linestyle=":", label="before")
-        for label, row in means.iterrows():
-            axes.annotate(str(label), (row["seconds"], row["final"]), (4, 6), textcoords="offset points", fontsize=9)
-        axes.set_xscale("log", base=2)
-        axes.set(xlabel=f"seconds of training\n{agreed}", ylabel=ACCURACY_LABEL)
-        axes.xaxis.set_major_formatter("{x:.0f}")
+        for number, (label, row) in enumerate(means.iterrows()):
+            place = (4, (6, -12)[number % 2])
+            axes.annotate(str(label), (row["seconds"], row["final"]), place, textcoords="offset points", fontsize=9)
+        if means["seconds"].max() > 4 * means["seconds"].min() > 0:
+            axes.set_xscale("log", base=2)
+        else:
+            axes.margins(x=0.2)
+        axes.set(xlabel=f"seconds of training\n{wrapped(agreed, 4, 10)}", ylabel=ACCURACY_LABEL)
+        axes.xaxis.set_major_formatter("{x:g}")
         percent(axes)
         axes.legend(fontsize=8, frameon=False)
     return named(figure, "Does more compute help?")

@@ -60,7 +60,7 @@ def figure_6_right(results: Results) -> Figure:
         own = table[table["generator"] == generator]
         order = results.labels(SUPERVISION)
         draw_lines(axes, own, x=REWARD_MODEL, y="accuracy", by=SUPERVISION, order=order, ticks=ticks)
-        axes.set(xlabel="reward model", ylabel=f"best of {table['n'].max()}")
+        axes.set(xlabel="reward model", ylabel=f"accuracy of the best of {table['n'].max()}")
         percent(axes)
         legend(axes, SUPERVISION)
     return named(figure, "Outcome and process supervision", agreed)

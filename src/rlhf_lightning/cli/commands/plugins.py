@@ -33,20 +33,21 @@ def run(options: argparse.Namespace) -> int:
 def list_plugins(options: argparse.Namespace) -> int:
     """Prints the table; a plug-in that does not import has its error in place of its doc, and the exit code is 1."""
     from rich.console import Console
-    from rich.table import Column, Table
+    from rich.table import Table
     from rich.text import Text
 
     from rlhf_lightning.registry import KINDS, check_kind
+    from rlhf_lightning.shown import show_table
 
     if options.kind:
         check_kind(options.kind)
-    table = Table("kind", Column("name", no_wrap=True), "class", "origin", "what it does")
+    table = Table("kind", "name", "class", "origin", "what it does")
     broken = 0
     for kind in [options.kind] if options.kind else KINDS:
         for row, fine in rows(kind):
             broken += not fine
             table.add_row(*(Text(cell, style="" if fine else "red") for cell in row))
-    Console(width=None).print(table)
+    show_table(Console(), table)
     return 1 if broken else 0
 
 

@@ -74,8 +74,10 @@ def _origin(file: Path, note: dict[str, Any], checkpoint: Path | None, trained_o
 def _show(found: Replay, batches: list[UpdateBatch], note: dict[str, Any], tokenizer: Any) -> None:
     from rich.console import Console
 
+    from rlhf_lightning.shown import show_table
+
     console = Console(width=None if sys.stdout.isatty() else 140)
-    console.print(_table(found, tokenizer))
+    show_table(console, _table(found, tokenizer))
     print(f"loss {found.loss:.6g}")
     for name, norm in found.grad_norms.items():
         print(f"gradient norm of {name}: {norm:.6g} (in the run: {note.get('norms', {}).get(name, 'not there')})")
