@@ -10,7 +10,7 @@ a probability that is none is no sample, and ends the run. All other numbers tha
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -30,7 +30,7 @@ def part_name(part: object) -> str:
 
 
 def checked_tensor(part: str, what: str, given: Any, shape: Sequence[int]) -> Tensor:
-    """A tensor of that shape.
+    """A dense tensor of real numbers, of that shape.
 
     Raises:
         PartError: If it is anything else.
@@ -39,7 +39,27 @@ def checked_tensor(part: str, what: str, given: Any, shape: Sequence[int]) -> Te
         raise PartError(f"{part} gave {what} as {_kind(given)}, not as a tensor of shape {tuple(shape)}")
     if given.shape != tuple(shape):
         raise PartError(f"{part} gave {what} of shape {tuple(given.shape)}, not {tuple(shape)}")
+    if given.is_complex() or given.is_meta or given.layout != torch.strided:
+        odd = "complex numbers" if given.is_complex() else "a tensor on meta" if given.is_meta else str(given.layout)
+        raise PartError(f"{part} gave {what} as {odd}, not as a dense tensor of real numbers")
     return given
+
+
+def checked_losses(part: object, name: str, given: Any, shape: Sequence[int]) -> tuple[Tensor, Mapping[str, Tensor]]:
+    """The losses a token that a loss gave, and its diagnostics.
+
+    Raises:
+        PartError: If it gave something else, or losses that have no gradient.
+    """
+    said = f"{name}: {type(part).__name__}"
+    if not (isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], Mapping)):
+        raise PartError(f"{said} gave {_kind(given)}, not (losses, diagnostics): a tensor and a dict of tensors")
+    losses, diagnostics = given
+    for what, value in {"losses": losses, **diagnostics}.items():
+        checked_tensor(said, what, value, shape)
+    if torch.is_grad_enabled() and not losses.requires_grad:
+        raise PartError(f"{said} gave losses without a gradient, so nothing would train (a detach, or no_grad?)")
+    return losses, diagnostics
 
 
 def checked_scores(scorer: object, given: Any, rollout: Rollout) -> Scores:
@@ -60,9 +80,14 @@ def checked_scores(scorer: object, given: Any, rollout: Rollout) -> Scores:
     name, count = f"scorer {part_name(scorer)}", len(rollout.texts)
     if not isinstance(given, Scores):
         raise PartError(f"{name} gave {_kind(given)}, not Scores(values, parts, failed) of {count} responses")
-    values = checked_tensor(name, "values", given.values, (count,)).float()
-    failed = checked_tensor(name, "failed", given.failed, (count,)).bool()
-    parts = {part: checked_tensor(name, f"part {part!r}", own, (count,)).float() for part, own in given.parts.items()}
+    if not isinstance(given.parts, Mapping):
+        raise PartError(f"{name} gave parts as {_kind(given.parts)}, not as a dict of tensors")
+    values = checked_tensor(name, "values", given.values, (count,)).detach().float()
+    failed = checked_tensor(name, "failed", given.failed, (count,)).bool().to(values.device)
+    parts = {
+        part: checked_tensor(name, f"part {part!r}", own, (count,)).detach().to(values)
+        for part, own in given.parts.items()
+    }
     steps, steps_fine = given.steps, torch.ones_like(failed)
     if steps is not None:
         if not isinstance(steps, StepScores):
@@ -141,12 +166,13 @@ class Border:
         self.nonfinite = 0
 
     def tensor(self, part: str, what: str, given: Any, shape: Sequence[int], mask: Tensor | None = None) -> Tensor:
-        """A tensor of that shape; what is not finite in it (on the mask) is counted, and the part named.
+        """Floating numbers of that shape, without gradient; those that are not finite (on the mask) are counted.
 
         Raises:
             PartError: If it is anything else.
         """
-        value = checked_tensor(part, what, given, shape)
+        value = checked_tensor(part, what, given, shape).detach()
+        value = value if value.is_floating_point() else value.float()
         odd = ~value.isfinite() if mask is None else ~value.isfinite() & mask
         count = int(odd.sum())
         if count:
@@ -161,20 +187,20 @@ class Border:
         name = f"reward transform {part_name(transform)}"
         if not isinstance(given, Rewards):
             raise PartError(f"{name} gave {_kind(given)}, not Rewards")
-        self.tensor(name, "rewards", given.values, before.values.shape, before.values.isfinite())
-        return given
+        values = self.tensor(name, "rewards", given.values, before.values.shape, before.values.isfinite())
+        return replace(given, values=values)
 
     def advantages(self, estimator: object, given: Any, mask: Tensor, *, with_critic: bool) -> Advantages:
         """What an advantage estimator gave."""
         name = f"advantage {type(estimator).__name__}"
         if not isinstance(given, Advantages):
             raise PartError(f"{name} gave {_kind(given)}, not Advantages(values, returns)")
-        self.tensor(name, "advantages", given.values, mask.shape, mask)
+        values, returns = self.tensor(name, "advantages", given.values, mask.shape, mask), None
         if given.returns is not None:
-            self.tensor(name, "returns", given.returns, mask.shape, mask)
+            returns = self.tensor(name, "returns", given.returns, mask.shape, mask)
         elif with_critic:
             raise PartError(f"{name} gave no returns, but there is a critic that learns from them")
-        return given
+        return replace(given, values=values, returns=returns)
 
 
 def metric_value(metric: object, given: Any) -> float:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lightning import statistics
-from rlhf_lightning.border import Border, checked_rollout, checked_scores, metric_value
+from rlhf_lightning.border import Border, checked_rollout, checked_scores, metric_value, part_name
 from rlhf_lightning.devices import to_device
 from rlhf_lightning.events import Events
 from rlhf_lightning.kl import KLTerm
@@ -101,8 +101,8 @@ class Pipeline:
                 ref = border.tensor("reference", "log-probs", self.reference(rollout), shape, rollout.mask)
             if self.values:
                 values, after = self.values(rollout)
-                border.tensor("critic", "values", values, shape, rollout.mask)
-                border.tensor("critic", "values after the last token", after, shape[:1])
+                values = border.tensor("critic", "values", values, shape, rollout.mask)
+                after = border.tensor("critic", "values after the last token", after, shape[:1])
             if computed:
                 self.events.advance(int(rollout.lengths.sum()))
         rewards, logged = transform(self.transforms, raw_rewards(rollout, scores), border)
@@ -149,7 +149,7 @@ def transform(
     logged = statistics.of_rewards("reward/raw", rewards.values)
     for step in transforms:
         rewards = border.rewards(step, step(rewards), rewards)
-        logged |= statistics.of_rewards(f"reward/after_{step.name}", rewards.values)
+        logged |= statistics.of_rewards(f"reward/after_{part_name(step)}", rewards.values)
     return rewards, logged
 
 

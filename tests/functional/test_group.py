@@ -165,3 +165,11 @@ def test_gradient_of_an_all_equal_group_is_finite(function):
     function(rewards, group_size=3).square().sum().backward()
     assert rewards.grad is not None
     assert rewards.grad.tolist() == [0.0, 0.0, 0.0]
+
+
+def test_an_infinite_reward_makes_no_group_of_equals():
+    rewards = torch.tensor([torch.inf, 0.0, 1.0, 2.0, 3.0, 3.0, 3.0, 3.0])
+    assert equal_groups(rewards, group_size=4).tolist() == [False, True]
+    centered = group_center(rewards, group_size=4)
+    assert not centered[:4].isfinite().any()
+    assert centered[4:].tolist() == [0.0] * 4

@@ -52,6 +52,10 @@ def scores(*values, **changed):
         (scores(1.0, 2.0, 3.0, 4.0, values=[1.0] * 4), "scorer odd gave values as a list of 4, not as a tensor"),
         (scores(1.0, 2.0, 3.0, 4.0, failed=torch.zeros(1).bool()), r"scorer odd gave failed of shape \(1,\)"),
         (scores(1.0, 2.0, 3.0, 4.0, parts={"p": torch.ones(2)}), r"scorer odd gave part 'p' of shape \(2,\)"),
+        (scores(1.0, 2.0, 3.0, 4.0, parts=None), "scorer odd gave parts as None, not as a dict"),
+        (scores(1.0, 2.0, 3.0, 4.0, values=torch.ones(4) * 1j), "scorer odd gave values as complex numbers"),
+        (scores(1.0, 2.0, 3.0, 4.0, values=torch.ones(4, device="meta")), "scorer odd gave values as a tensor on meta"),
+        (scores(1.0, 2.0, 3.0, 4.0, values=torch.ones(4).to_sparse()), "scorer odd gave values as torch.sparse_coo"),
         (
             scores(1.0, 2.0, 3.0, 4.0, steps=StepScores(torch.ones(4, 3), torch.ones(4, 3).bool())),
             r"scorer odd gave step scores of shape \(4, 3\), not \(4, 2\)",
@@ -232,14 +236,35 @@ def giving(part, given):
             {"advantage": giving(Estimator(), lambda r: Advantages(r.values[:, :1]))},
             r"advantage Estimator gave advantages of shape \(24, 1\)",
         ),
-        ({"policy_loss": giving(Loss(), lambda new: (new.sum(), {}))}, r"loss/policy gave losses of shape \(\)"),
-        ({"policy_loss": giving(Loss(), lambda new: (-new, {"x": 1.0}))}, "loss/policy gave x as a float"),
+        ({"policy_loss": giving(Loss(), lambda new: (new.sum(), {}))}, r"loss/policy: Loss gave losses of shape \(\)"),
+        ({"policy_loss": giving(Loss(), lambda new: None)}, "loss/policy: Loss gave None, not .losses, diagnostics."),
+        ({"policy_loss": giving(Loss(), lambda new: -new)}, "loss/policy: Loss gave a Tensor"),
+        ({"policy_loss": giving(Loss(), lambda new: (-new, None))}, "loss/policy: Loss gave a tuple of 2, not"),
+        ({"policy_loss": giving(Loss(), lambda new: (-new.detach(), {}))}, "loss/policy: Loss gave .* without a gradient"),
+        ({"policy_loss": giving(Loss(), lambda new: (-new, {"x": 1.0}))}, "loss/policy: Loss gave x as a float"),
         ({"metrics": [Number()]}, "metric mine gave None, not a number"),
     ],
 )
 def test_plug_ins_that_give_another_thing_are_named(tmp_path, changed, said):
     with pytest.raises(PartError, match=said):
         trainer(tmp_path).fit(grpo(scorers=[EvenTokens()], **changed), prompts())
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"reward_transforms": [giving(Transform(), lambda r: replace(r, values=(r.values * 2).long()))]},
+        {"reward_transforms": [giving(Transform(), lambda r: replace(r, values=(r.values * 1).requires_grad_()))]},
+        {"advantage": giving(Estimator(), lambda r: Advantages((r.values * 2).long()))},
+        {"advantage": giving(Estimator(), lambda r: Advantages((r.values * 1).requires_grad_()))},
+        {"scorers": [Says(lambda n: scores(*[float(i % 2) for i in range(n)], values=torch.arange(n) % 2))]},
+        {"scorers": [Says(lambda n: scores(*[0.0] * n, values=(torch.arange(n) % 2.0).requires_grad_()))]},
+    ],
+)
+def test_whole_numbers_and_numbers_with_a_gradient_are_numbers(tmp_path, changed):
+    module = grpo(**{"scorers": [EvenTokens()], **changed})
+    trainer(tmp_path).fit(module, prompts())
+    assert module.trainer.callback_metrics["update/skipped"] == 0
 
 
 def spoiled(values):

@@ -129,7 +129,7 @@ def _all_equal(rows: Tensor, mask: Tensor, spread: float = 0.0) -> Tensor:
     rows = rows.detach()
     largest, least = rows.masked_fill(~mask, -torch.inf).amax(dim=1), rows.masked_fill(~mask, torch.inf).amin(dim=1)
     rounding = torch.finfo(rows.dtype).eps * torch.where(mask, rows, 0).abs().amax(dim=1)
-    return largest - least <= spread + TOLERANCE * rounding
+    return (largest - least <= spread + TOLERANCE * rounding) & ~(rounding == torch.inf)
 
 
 def _groups(rewards: Tensor, group_size: int) -> Tensor:

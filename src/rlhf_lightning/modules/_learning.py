@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
-from rlhf_lightning.border import checked_tensor
+from rlhf_lightning.border import checked_losses
 from rlhf_lightning.functional import kl_k1, kl_k3
 from rlhf_lightning.kl import KLTerms
 from rlhf_lightning.metrics import Quantiles
@@ -62,19 +62,18 @@ class LearningModule(GeneratingModule):
         """Policy loss and KL loss, given (b, T) log-probs with gradient."""
         self.trace("logprobs", new)
         self._watch_ratios(new.detach(), batch)
-        loss = self.weigh("loss/policy", *self.policy_loss(new, batch), batch)
+        loss = self.weigh("loss/policy", self.policy_loss, self.policy_loss(new, batch), batch)
         if self.kl.loss is not None and batch.ref_logprobs is not None:
-            loss = loss + self.weigh("loss/kl", self.kl.loss(new, batch.ref_logprobs), {}, batch)
+            loss = loss + self.weigh("loss/kl", self.kl.loss, (self.kl.loss(new, batch.ref_logprobs), {}), batch)
         return loss
 
-    def weigh(self, name: str, per_token: Tensor, diagnostics: Mapping[str, Tensor], batch: UpdateBatch) -> Tensor:
-        """Sums (b, T) losses with the batch's weights; logs the sum and the diagnostics' means.
+    def weigh(self, name: str, part: object, given: Any, batch: UpdateBatch) -> Tensor:
+        """Sums the (b, T) losses that a part gave with the batch's weights; logs the sum and the diagnostics' means.
 
         Raises:
             PartError: If losses or diagnostics are no tensors of that shape.
         """
-        for what, given in {"losses": per_token, **diagnostics}.items():
-            checked_tensor(f"the part that gives {name}", what, given, batch.packed.mask.shape)
+        per_token, diagnostics = checked_losses(part, name, given, batch.packed.mask.shape)
         self.trace(name, per_token)
         odd = ~per_token.detach().isfinite() & batch.packed.mask
         self.nonfinite[name] = self.nonfinite.get(name, 0) + odd.sum()

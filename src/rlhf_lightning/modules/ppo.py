@@ -8,6 +8,7 @@ go through ``reward_transforms`` before the advantages are estimated, so the pap
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -259,7 +260,7 @@ class PPOModule(PolicyModule):
     def _value_objective(self, values: Tensor, batch: UpdateBatch) -> Tensor:
         new = batch.packed.to_rows(values)
         self.trace("values", new)
-        return self.value_coefficient * self.weigh("loss/value", *self.value_loss(new, batch), batch)
+        return self.value_coefficient * self.weigh("loss/value", self.value_loss, self.value_loss(new, batch), batch)
 
 
 def _those(wanted: Tensor, rows: Rows, rollout: Rollout) -> Rows:
@@ -275,9 +276,9 @@ def _those(wanted: Tensor, rows: Rows, rollout: Rollout) -> Rows:
 def _check(critic: ModelSource | None, shared: bool, coefficient: float, rate: float, warmup: int) -> None:
     if shared and critic is not None:
         raise ConfigError("shared_backbone: the critic is a head on the policy, so it has no source: leave critic out")
-    if coefficient <= 0:
-        raise ConfigError(f"value_coefficient must be above 0, got {coefficient}")
-    if rate < 0:
-        raise ConfigError(f"critic_lr must not be negative, got {rate}")
+    if not 0 < coefficient < math.inf:
+        raise ConfigError(f"value_coefficient must be above 0 and finite, got {coefficient}")
+    if not 0 <= rate < math.inf:
+        raise ConfigError(f"critic_lr must be finite and not negative, got {rate}")
     if warmup < 0:
         raise ConfigError(f"critic_warmup_rollouts must not be negative, got {warmup}")
