@@ -240,7 +240,10 @@ def giving(part, given):
         ({"policy_loss": giving(Loss(), lambda new: None)}, "loss/policy: Loss gave None, not .losses, diagnostics."),
         ({"policy_loss": giving(Loss(), lambda new: -new)}, "loss/policy: Loss gave a Tensor"),
         ({"policy_loss": giving(Loss(), lambda new: (-new, None))}, "loss/policy: Loss gave a tuple of 2, not"),
-        ({"policy_loss": giving(Loss(), lambda new: (-new.detach(), {}))}, "loss/policy: Loss gave .* without a gradient"),
+        (
+            {"policy_loss": giving(Loss(), lambda new: (-new.detach(), {}))},
+            "loss/policy: Loss gave .* without a gradient",
+        ),
         ({"policy_loss": giving(Loss(), lambda new: (-new, {"x": 1.0}))}, "loss/policy: Loss gave x as a float"),
         ({"metrics": [Number()]}, "metric mine gave None, not a number"),
     ],

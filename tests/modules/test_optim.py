@@ -1,11 +1,15 @@
 """Named groups with their own learning rates, warm-ups that wait, and the guard against steps that are not finite."""
 
+import math
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
-from rlhf_lightning.errors import NonFiniteError
-from rlhf_lightning.modules.optim import StepGuard, named_groups, warm_up
+from rlhf_lightning.errors import ConfigError, NonFiniteError
+from rlhf_lightning.modules.optim import StepGuard, checked_warmup, made_optimizer, named_groups, warm_up
+from rlhf_lightning.planning.resolve import optimizer_of
 
 
 def two_groups(**more):
@@ -60,3 +64,26 @@ def test_only_steps_in_a_row_end_the_run():
     assert [guard(optimizer, n) for n in (bad, bad, good, bad, bad)] == [True, True, False, True, True]
     with pytest.raises(NonFiniteError, match="policy was not finite in 3 updates in a row"):
         guard(optimizer, bad)
+
+
+@pytest.mark.parametrize("rate", [-1e-4, math.nan, math.inf])
+def test_a_rate_that_trains_nothing_is_told(rate):
+    groups = [{"name": "policy", "params": [nn.Parameter(torch.zeros(2))]}]
+    with pytest.raises(ConfigError, match=r"optimizer: .*(-0.0001|nan|inf)"):
+        made_optimizer(partial(torch.optim.AdamW, lr=rate), groups)
+
+
+def test_a_rate_of_0_is_warned_of(caplog):
+    made_optimizer(partial(torch.optim.SGD, lr=0.0), [{"name": "policy", "params": [nn.Parameter(torch.zeros(2))]}])
+    assert "the learning rate of policy is 0: it will not train" in caplog.text
+
+
+def test_a_plan_says_what_the_optimizer_refuses():
+    with pytest.raises(ConfigError, match="optimizer: Invalid learning rate: -1"):
+        optimizer_of(partial(torch.optim.AdamW, lr=-1.0), on_cpu=True)
+
+
+def test_a_warm_up_is_not_negative():
+    assert checked_warmup(0) == 0
+    with pytest.raises(ConfigError, match="warmup_updates must not be negative, got -1"):
+        checked_warmup(-1)

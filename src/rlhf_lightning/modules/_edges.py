@@ -25,7 +25,15 @@ from rlhf_lightning.holdings import Holdings
 from rlhf_lightning.metrics import Means
 from rlhf_lightning.modules._batches import EpochBatches, MicroBatch
 from rlhf_lightning.modules._repeating import RepeatingModule
-from rlhf_lightning.modules.optim import StepGuard, checked_norm, named_groups, not_finite, warm_up
+from rlhf_lightning.modules.optim import (
+    StepGuard,
+    checked_norm,
+    checked_warmup,
+    made_optimizer,
+    named_groups,
+    not_finite,
+    warm_up,
+)
 from rlhf_lightning.modules.plan import check_types, check_wide
 from rlhf_lightning.modules.sharing import check_monitors, check_precision, check_ranks
 from rlhf_lightning.strategies import Sharding, sharding_of
@@ -56,7 +64,7 @@ class EdgeModule(RepeatingModule):
     ) -> None:
         super().__init__()
         self.strict_loading = False
-        self.make_optimizer, self.warmup_updates = optimizer, warmup_updates
+        self.make_optimizer, self.warmup_updates = optimizer, checked_warmup(warmup_updates)
         self.max_grad_norm = checked_norm(max_grad_norm)
         self.seed = seed
         self.guard = StepGuard()
@@ -205,7 +213,7 @@ class EdgeModule(RepeatingModule):
         """One optimizer over named groups, warm-up then constant; 16 bits that nobody asked for are refused."""
         groups = named_groups(self.parameter_groups(), self.learning_rates())
         check_wide(() if self.train_in_16_bits else self.named_parameters())
-        optimizer = self.make_optimizer(groups)
+        optimizer = made_optimizer(self.make_optimizer, groups)
         return {"optimizer": optimizer, "lr_scheduler": warm_up(optimizer, self.warmup_updates, self.update_delays())}
 
     def configure_gradient_clipping(

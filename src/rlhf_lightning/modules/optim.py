@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
@@ -12,6 +14,8 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from rlhf_lightning.errors import ConfigError, NonFiniteError
+
+_log = logging.getLogger(__name__)
 
 
 def adamw(lr: float) -> partial[AdamW]:
@@ -50,6 +54,36 @@ def warm_up(optimizer: Optimizer, updates: int, delays: Mapping[str, int] | None
 
     factors = [factor((delays or {}).get(group["name"], 0)) for group in optimizer.param_groups]
     return {"scheduler": LambdaLR(optimizer, factors), "interval": "step"}
+
+
+def made_optimizer(make: Callable[..., Optimizer], groups: list[dict[str, Any]]) -> Optimizer:
+    """The optimizer of these groups.
+
+    Raises:
+        ConfigError: If it takes none of its arguments, or a learning rate is no finite number. Warns where one is 0.
+    """
+    try:
+        optimizer = make(groups)
+    except ValueError as error:
+        raise ConfigError(f"optimizer: {error}") from error
+    for group in optimizer.param_groups:
+        rate = float(group["lr"])
+        if not math.isfinite(rate):
+            raise ConfigError(f"optimizer: the learning rate of {group['name']} is {rate}, not a finite number")
+        if rate == 0:
+            _log.warning("the learning rate of %s is 0: it will not train", group["name"])
+    return optimizer
+
+
+def checked_warmup(updates: int) -> int:
+    """The updates of a warm-up as they are.
+
+    Raises:
+        ConfigError: If they are negative.
+    """
+    if updates < 0:
+        raise ConfigError(f"warmup_updates must not be negative, got {updates}")
+    return updates
 
 
 def checked_norm(limit: float | None) -> float | None:

@@ -98,9 +98,16 @@ def job_of(holdings: Holdings, make_optimizer: Callable[..., Any], setting: Sett
 
 
 def optimizer_of(make: Callable[..., Any], *, on_cpu: bool) -> Optimizer:
-    """What an optimizer keeps: one step on a small tensor tells."""
+    """What an optimizer keeps: one step on a small tensor tells.
+
+    Raises:
+        ConfigError: If it refuses an argument.
+    """
     parameter = nn.Parameter(torch.zeros(32, 32))
-    optimizer = make([{"name": "policy", "params": [parameter]}])
+    try:
+        optimizer = make([{"name": "policy", "params": [parameter]}])
+    except ValueError as error:
+        raise ConfigError(f"optimizer: {error}") from error
     parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     held = [value.numel() for value in optimizer.state[parameter].values() if isinstance(value, torch.Tensor)]
