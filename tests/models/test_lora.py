@@ -11,7 +11,7 @@ from rlhf_lightning.errors import ConfigError, ModelSourceError
 from rlhf_lightning.models import Folder, LoRA, TinyLlama
 from rlhf_lightning.models.export import export_policy, merged_scalar
 from rlhf_lightning.models.lora import merged_copy, routers_of
-from rlhf_lightning.models.prepare import skeleton, trainable, trainable_scalar
+from rlhf_lightning.models.prepare import load_to_train, skeleton, trainable, trainable_scalar
 from rlhf_lightning.samplers import InProcessSampler
 from rlhf_lightning.samplers._weights import effective_weights
 from rlhf_lightning.types import Problem, Prompt, SamplingParams
@@ -161,6 +161,24 @@ def test_a_folder_of_adapters_is_a_model(tmp_path, policy, base):
     assert read.config().hidden_size == 32
     assert read.tokenizer().get_vocab() == SOURCE.tokenizer().get_vocab()
     assert Folder(str(base)).identity() in read.identity() != Folder(str(base)).identity()
+
+
+def test_adapters_that_train_on_start_in_float32_whatever_the_folder_says(tmp_path):
+    """So small that 16 bits would hold next to nothing of them."""
+    SOURCE.load().bfloat16().save_pretrained(tmp_path / "base")
+    SOURCE.tokenizer().save_pretrained(tmp_path / "base")
+    base = Folder(str(tmp_path / "base"), "bfloat16").load()
+    tuned = trained(trainable(base, lora=LoRA(rank=2), gradient_checkpointing=False))
+    layer = tuned.get_base_model().model.layers[0].mlp.up_proj
+    with torch.no_grad():
+        for name, weight in tuned.named_parameters():
+            weight.mul_(1e-6 if "lora_B" in name else 1.0)
+    export_policy(tuned, SOURCE.tokenizer(), tmp_path / "adapters", adapters=True, base=str(tmp_path / "base"))
+    read = load_to_train(Folder(str(tmp_path / "adapters"), "bfloat16"), lora=None, sixteen_bits=False)
+    change = read.model.layers[0].mlp.up_proj.weight.double() - layer.base_layer.weight.double()
+    wanted = layer.get_delta_weight("default").double()
+    assert float((change * wanted).sum() / wanted.square().sum()) == pytest.approx(1.0, abs=1e-2)
+    assert Folder(str(tmp_path / "adapters"), "bfloat16").load().dtype == torch.bfloat16
 
 
 def test_a_base_that_has_moved_can_be_given(tmp_path, policy, base):

@@ -199,16 +199,15 @@ def untied(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def with_adapters(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """The model that adapters make of their base, merged in float32 at least and then in the base's type.
+def with_adapters(base: PreTrainedModel, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """The model that adapters make of their base, merged in float32 at least and then of the type wanted.
 
     Raises:
         ModelSourceError: If they are not of this model.
     """
     from peft import PeftModel
 
-    dtype = base.dtype
-    base = base.to(torch.promote_types(dtype, torch.float32))  # type: ignore[arg-type]
+    base = base.to(torch.promote_types(base.dtype, torch.float32))  # type: ignore[arg-type]
     try:
         adapted: Any = untied(PeftModel.from_pretrained(base, folder))  # type: ignore[arg-type]
     except (ValueError, RuntimeError, OSError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.util
 import json
@@ -37,7 +38,8 @@ class Folder(ModelSource):
 
     Args:
         path: The folder.
-        dtype: Type the weights are loaded in.
+        dtype: Type the weights are loaded in; adapters are merged in float32 before, of whose change 16 bits keep
+            little where it is small.
         trust_remote_code: Whether model code that lies in the folder may run.
         base: What adapters were made for: a folder, a source's name, or a repository of the hub; what the folder itself
             says when not given.
@@ -87,7 +89,10 @@ class Folder(ModelSource):
         from transformers import AutoModelForCausalLM
 
         if self.base is not None:
-            return with_adapters(self.base.load(), self.path)
+            base = copy.copy(self.base)
+            if hasattr(base, "dtype"):
+                base.dtype = self.dtype  # who trains this source may have asked for another than it was made with
+            return with_adapters(base.load(), self.path, getattr(torch, self.dtype))
         return AutoModelForCausalLM.from_pretrained(
             self.path,
             dtype=getattr(torch, self.dtype),
