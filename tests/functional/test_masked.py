@@ -125,3 +125,10 @@ def test_last_true_marks_one_place_in_every_row_that_has_any():
     mask = torch.rand(40, 9, generator=torch.Generator().manual_seed(2)) < 0.2
     assert torch.equal(last_true(mask).sum(dim=1), mask.any(dim=1).long())
     assert not (last_true(mask) & ~mask).any()
+
+
+@pytest.mark.parametrize("scale", [1e20, 1e30, 1e38])
+def test_values_whose_squares_are_beyond_float32_are_whitened_all_the_same(scale):
+    x = torch.tensor([0.0, 1.0, 2.0, 3.0])
+    whitened = masked_whiten(x * scale, torch.ones(4, dtype=torch.bool))
+    torch.testing.assert_close(whitened, (x - 1.5) / math.sqrt(1.25))

@@ -66,7 +66,7 @@ def masked_whiten(x: Tensor, mask: Tensor, *, shift_mean: bool = True, eps: floa
     """
     mean, equal = _mean(x, mask, None), _equal(x, mask, None)
     variance = torch.where(equal, 1, _var(x, mask, None) + eps)
-    whitened = torch.where(equal, 0, (x - mean) / torch.sqrt(variance))
+    whitened = torch.where(equal, 0, (x.double() - mean) / torch.sqrt(variance))
     return torch.where(mask, whitened if shift_mean else whitened + mean, 0).to(x.dtype)
 
 
@@ -80,7 +80,7 @@ def _mean(x: Tensor, mask: Tensor, dim: int | None) -> Tensor:
 
 def _var(x: Tensor, mask: Tensor, dim: int | None) -> Tensor:
     mean = _mean(x, mask, dim)
-    squares = (x - (mean if dim is None else mean.unsqueeze(dim))) ** 2
+    squares = (x.double() - (mean if dim is None else mean.unsqueeze(dim))) ** 2
     return torch.where(_equal(x, mask, dim), 0, _mean(squares, mask, dim))
 
 
