@@ -152,6 +152,7 @@ def test_no_prompt(rlhf, monkeypatch):
 def test_chats_take_a_system_turn_and_arguments_of_the_template(rlhf, tmp_path):
     model = ["generate", "--model", str(family_policy(QWEN, tmp_path)), "--prompt", "1+1", *SHORT, "--chat"]
     (row,) = rows(rlhf(*model, "--system", "Add.", "--chat_template_kwargs", '{"enable_thinking": false}'))
+    assert rows(rlhf(*model, "--system", "Add.", "--chat_template_kwargs", "{enable_thinking: false}")) == [row]
     assert row["prompt"] == (
         "<|im_start|>system\nAdd.<|im_end|>\n<|im_start|>user\n1+1<|im_end|>\n"
         "<|im_start|>assistant\n<think>\n\n</think>\n\n"

@@ -12,6 +12,8 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from rlhf_lightning.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -122,9 +124,10 @@ def _told(options: argparse.Namespace) -> dict[str, Any] | None:
     if options.chat_template_kwargs is None:
         return None
     try:
-        told = json.loads(options.chat_template_kwargs)
-    except ValueError as error:
-        raise ConfigError(f"--chat_template_kwargs is no JSON: {error}") from error
+        told = yaml.safe_load(options.chat_template_kwargs)
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"--chat_template_kwargs is no JSON or YAML: {reason}") from error
     if not isinstance(told, dict):
         raise ConfigError(f"--chat_template_kwargs must be a JSON object, got {options.chat_template_kwargs!r}")
     return told
