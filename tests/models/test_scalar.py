@@ -39,7 +39,7 @@ def by_hand(kind, head, **values):
     return torch.cat(found)
 
 
-@pytest.mark.parametrize("kind", ["mamba", "granite"])
+@pytest.mark.parametrize("kind", ["mamba", "granite", "falcon_h1"])
 def test_scores_are_the_heads_products_and_survive_the_folder(tmp_path, kind):
     model = headed(kind)
     want = by_hand(kind, scalar_head(model))

@@ -87,7 +87,8 @@ def _own_class(causal: Any) -> Any:
     family = next(cls for cls in causal.__mro__ if PreTrainedModel in cls.__bases__)
     prefix = family.base_model_prefix or "model"
     name = f"{causal.__name__.removesuffix('ForCausalLM')}WithScalarHead"
-    return type(name, (_WithScalarHead, family), {"base_model_prefix": prefix, "causal": causal})
+    own = {"base_model_prefix": prefix, "causal": causal, "__module__": causal.__module__}  # else buffers stay unset
+    return type(name, (_WithScalarHead, family), own)
 
 
 class _WithScalarHead:
