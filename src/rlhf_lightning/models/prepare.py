@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.models.layers import with_float32_head
 from rlhf_lightning.models.lean import make_lean
 from rlhf_lightning.models.lora import LoRA
@@ -87,9 +88,20 @@ def trainable_scalar(model: PreTrainedModel, *, lora: LoRA | None, gradient_chec
 
 
 def skeleton(config: PretrainedConfig) -> PreTrainedModel:
-    """The model without weights, on the meta device: quick to make at any size, to be checked."""
+    """The model without weights, on the meta device: quick to make at any size, to be checked.
+
+    Raises:
+        ConfigError: If the configuration is of no causal language model.
+    """
     from transformers import AutoModelForCausalLM
 
+    remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    if type(config) not in AutoModelForCausalLM._model_mapping and not remote:
+        pair = " but an encoder-decoder" if config.is_encoder_decoder else ""
+        raise ConfigError(
+            f"model type {config.model_type} is no causal language model{pair}: a policy, a critic or a reward model "
+            "starts from one that goes on with its prompt token by token (Llama, Qwen, Gemma, Mamba, ...)"
+        )
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config)
 

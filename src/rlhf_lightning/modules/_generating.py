@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -90,18 +91,29 @@ class GeneratingModule(EdgeModule):
         """
         context = self.context_length()
         bare = skeleton(self.policy_source.config())
-        way = check_packable(bare)
+        check_packable(bare)
         if self.lora is not None:
             self.lora.check(bare)
         self.tokenizer = self.policy_source.tokenizer()
         rehearse(self.tokenizer, self.policy_source.place)
         self.sampler.check(self.tokenizer, self.policy_source.config())
         data.bind_tokenizer(self.tokenizer, context_length=context, max_new_tokens=self.sampler.params.max_new_tokens)
-        cost = "" if way.packed else way.cost(*self.typical_lengths(data), self.holdings().updates.samples)
-        self._of_way = f"policy: {way}{cost}"
+        self._of_way = "\n".join(self._said_ways(data))
+
+    def _said_ways(self, data: TaskData) -> Iterator[str]:
+        """Which way each model's forward goes, those of one way in one line, and what it costs where they train."""
+        holdings, roles = self.holdings(), defaultdict[str, list[str]](list)
+        sources = {id(held.source): held.source for held in holdings.models}
+        ways = {key: check_packable(skeleton(source.config())) for key, source in sources.items()}
+        for held in holdings.models:
+            way = ways[id(held.source)]
+            costs = held.trained and not way.packed
+            cost = way.cost(*self.typical_lengths(data), holdings.updates.samples) if costs else ""
+            roles[f"{way}{cost}"].append(held.role)
+        return (f"{', '.join(own)}: {said}" for said, own in roles.items())
 
     def describe(self) -> str:
-        """Which way the policy's training forward goes, after the preflight."""
+        """Which way the models' forwards go, after the preflight."""
         return self._of_way
 
     def context_length(self) -> int:

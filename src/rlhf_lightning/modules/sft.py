@@ -127,9 +127,9 @@ class SFTModule(GeneratingModule):
         return self._updates
 
     def describe(self) -> str:
-        """What an epoch is."""
+        """What an epoch is, and which way the model's forward goes."""
         own = f"{self._updates} updates of {self.batch_size} demonstrations an epoch"
-        return "\n".join((own, *said_types(self.held_models())))
+        return "\n".join(filter(None, (own, super().describe(), *said_types(self.held_models()))))
 
     def holdings(self) -> Holdings:
         """The model; its sampler draws for evaluation alone."""
