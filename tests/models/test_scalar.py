@@ -78,3 +78,10 @@ def test_a_plain_folder_of_one_without_a_classifier_goes_on_as_a_reward_model(tm
 
     save_reward_model(headed("granite"), Family("granite").tokenizer(), RewardCard(), tmp_path / "rm")
     assert isinstance(with_head(Folder(str(tmp_path / "rm"))), RewardModelFolder)
+
+
+def test_a_model_without_heads_is_counted_for_plans():
+    from rlhf_lightning.planning.shapes import shape_of
+
+    source = Family("mamba")
+    assert shape_of(source.config()).parameters == sum(p.numel() for p in source.load().parameters())

@@ -118,15 +118,16 @@ def _shape(given: _Config) -> Shape:
     counts = embedding.weight.numel(), 0 if tied else sum(p.numel() for p in head.parameters())
     in_layers = sum(p.numel() for p in nn.ModuleList(layers).parameters())
     total = sum(p.numel() for p in model.parameters())
+    heads = getattr(text, "num_attention_heads", None) or 1  # a state-space model has none
     first: Any = layers[0]
     linears = [module for module in first.modules() if isinstance(module, nn.Linear)]
     return Shape(
         layers=len(layers),
         hidden=text.hidden_size,
         intermediate=max(getattr(text, "intermediate_size", 0) or 0, 1),
-        heads=text.num_attention_heads,
-        kv_heads=getattr(text, "num_key_value_heads", None) or text.num_attention_heads,
-        head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+        heads=heads,
+        kv_heads=getattr(text, "num_key_value_heads", None) or heads,
+        head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
         vocabulary=embedding.weight.shape[0],
         per_layer=in_layers // len(layers),
         embedding=counts[0],
