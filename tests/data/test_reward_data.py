@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections import Counter
 
 import pytest
@@ -13,9 +14,9 @@ from rlhf_lightning.data.rendered import RenderedGroups
 from rlhf_lightning.data.reward_data import RewardData
 from rlhf_lightning.data.reward_sources.demonstrations import Demonstrations
 from rlhf_lightning.data.reward_sources.solutions import Solutions
-from rlhf_lightning.errors import ConfigError, DataError, ModelSourceError
+from rlhf_lightning.errors import ConfigError, DataError, ModelSourceError, PartError
 from rlhf_lightning.protocols import RewardSource
-from rlhf_lightning.reward_types import JudgedGroup, JudgedResponse, Pair
+from rlhf_lightning.reward_types import JudgedGroup, JudgedResponse, Pair, Step
 from rlhf_lightning.tasks import ChainedArithmetic
 from rlhf_lightning.types import Problem
 
@@ -43,7 +44,8 @@ class Given(RewardSource):
 
 def asked(question, label="math", *responses, **problem):
     answers = tuple(JudgedResponse(text) for text in responses or ("y", "n"))
-    return JudgedGroup(Problem(question, question, **problem), label, answers, (Pair(0, 1),))
+    pairs = (Pair(0, 1),) if len(answers) > 1 else ()
+    return JudgedGroup(Problem(question, question, **problem), label, answers, pairs)
 
 
 @pytest.fixture
@@ -274,3 +276,28 @@ def test_fitting_gets_the_modules_batches_and_the_rest_what_is_held_out(bound):
     assert data.train_dataloader() == [1, 2, 3]
     trainer.state.fn = "fit"
     assert data.val_dataloader() == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"responses": ()}, "group 1 has no responses"),
+        ({"responses": ("y",)}, "not a JudgedGroup of JudgedResponse"),
+        ({"responses": (JudgedResponse("y", float("nan")),)}, "response 0: correct is nan, not a probability"),
+        ({"responses": (JudgedResponse("y", 3),)}, "response 0: correct is 3, not a probability"),
+        ({"responses": (JudgedResponse("y", "1"),)}, "response 0: correct is '1', not a probability"),
+        ({"responses": (JudgedResponse("y", None, (Step(1, -0.5),)),)}, "a step's label is -0.5"),
+        ({"responses": (JudgedResponse("y", None, (Step(2, 0.5),)),)}, "ends at 2, not within its 1 characters"),
+        ({"pairs": (Pair(0, 2),)}, "a pair of responses 0 and 2 of 2"),
+        ({"pairs": (Pair(0, 1, float("inf")),)}, "a pair's margin is inf, not a finite number"),
+        ({"pairs": (Pair(0, 1, None),)}, "a pair's margin is None"),
+    ],
+)
+def test_what_a_plug_in_source_gives_is_checked_and_the_source_named(bound, wrong, said):
+    fields = {"responses": asked("q").responses, "pairs": (Pair(0, 1),)} | wrong
+    if "pairs" not in wrong:
+        fields["pairs"] = ()
+    odd = JudgedGroup(Problem("q1", "q1"), "math", **fields)
+    with pytest.raises(PartError, match=re.escape("reward data mine: group 1")) as caught:
+        bound(Given("mine", [asked("q0"), odd, asked("q2")]))
+    assert said in str(caught.value)
