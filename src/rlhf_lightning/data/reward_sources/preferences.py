@@ -84,7 +84,7 @@ def ultrafeedback(fields: Field, chat: bool, names: Names) -> Compared:
     if ahead != other:
         worse.refuse(f"the same turns as {better.path!r}, but for the last one")
     id = fields.get("prompt_id")
-    return Compared(_conversation(fields, ahead, chat, id and id.text()), chosen, rejected)
+    return Compared(_conversation(fields, ahead, chat, None if id is None else id.text()), chosen, rejected)
 
 
 def hh(fields: Field, chat: bool, names: Names) -> Compared:
