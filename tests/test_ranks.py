@@ -80,7 +80,7 @@ def test_each_rank_takes_its_micro_batches_of_an_update(among):
 
 class FakeTrainer:
     def __init__(self, world_size, deals_out):
-        self.world_size = world_size
+        self.world_size, self.gradient_clip_val = world_size, None
         self._accelerator_connector = type("Connector", (), {"use_distributed_sampler": deals_out})
 
 

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from rlhf_lightning.devices import to_device
 from rlhf_lightning.models.cpu_memory import keep_freed_memory
@@ -39,6 +40,9 @@ class RepeatingModule(CheckpointedModule):
         for name, (model, forward) in self.short_forwards().items():
             row = to_device(few_tokens(), self.device)
             check_repeatable(name, model, partial(self.without_training, partial(forward, row)))
+            for unit in model.modules():
+                if isinstance(unit, FSDPModule):
+                    unit.reshard()  # a root stays whole after a forward, and checkpoints are read into shards
 
     def without_training(self, compute: Callable[[], T]) -> T:
         """Runs forwards outside of a training step, at the precision of training steps; all ranks the same number."""

@@ -279,6 +279,6 @@ def _check(critic: ModelSource | None, shared: bool, coefficient: float, rate: f
     if not 0 < coefficient < math.inf:
         raise ConfigError(f"value_coefficient must be above 0 and finite, got {coefficient}")
     if not 0 <= rate < math.inf:
-        raise ConfigError(f"critic_lr must be finite and not negative, got {rate}")
+        raise ConfigError(f"critic_lr must not be negative, got {rate} (a finite number)")
     if warmup < 0:
         raise ConfigError(f"critic_warmup_rollouts must not be negative, got {warmup}")

@@ -33,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
 def list_plugins(options: argparse.Namespace) -> int:
     """Prints the table; a plug-in that does not import has its error in place of its doc, and the exit code is 1."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
     from rlhf_lightning.registry import KINDS, check_kind
@@ -41,7 +41,7 @@ def list_plugins(options: argparse.Namespace) -> int:
 
     if options.kind:
         check_kind(options.kind)
-    table = Table("kind", "name", "class", "origin", "what it does")
+    table = Table(Column("kind", no_wrap=True), Column("name", no_wrap=True), "class", "origin", "what it does")
     broken = 0
     for kind in [options.kind] if options.kind else KINDS:
         for row, fine in rows(kind):
