@@ -72,14 +72,18 @@ def mlp_forward(module: Any, x: Tensor) -> Tensor:
     down = module.down_proj
     if type(down) is not nn.Linear or down.bias is not None or not ordinary(x, down.weight):
         return type(module).forward(module, x)  # type: ignore[no-any-return]
-    return GatedDown.apply(module.gate_proj(x), module.up_proj(x), down.weight)  # type: ignore[no-any-return,no-untyped-call]
+    gate, up = _rows(module.gate_proj(x)), _rows(module.up_proj(x))
+    out: Tensor = GatedDown.apply(gate, up, down.weight)  # type: ignore[no-untyped-call]
+    return out.view(*x.shape[:-1], -1)
 
 
 def linear_forward(module: Any, x: Tensor) -> Tensor:
     """(..., K) to (..., N)."""
     if x.dtype != torch.float32 or x.numel() == 0 or not ordinary(x, module.weight):
         return F.linear(x, module.weight, module.bias)
-    return Linear.apply(x, module.weight, module.bias)  # type: ignore[no-any-return,no-untyped-call]
+    # Shaped outside of the function: autograd lets nobody write into a view that a function of ours made.
+    out: Tensor = Linear.apply(_rows(x), module.weight, module.bias)  # type: ignore[no-untyped-call]
+    return out.view(*x.shape[:-1], -1)
 
 
 def layer_forward(module: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -155,13 +159,13 @@ def _hooked(module: nn.Module) -> bool:
 
 
 class GatedDown(torch.autograd.Function):
-    """``W (silu(gate) · up)`` (Shazeer 2020, Eq. 6, without its first two products)."""
+    """(N, I) gate and up to (N, H): ``W (silu(gate) · up)`` (Shazeer 2020, Eq. 6, without its first two products)."""
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor, weight: Tensor) -> Tensor:
         """Saves gate and up, not their product."""
         ctx.save_for_backward(gate, up, weight)
-        return _rows_product(F.silu(gate).mul_(up), weight.t())
+        return product(F.silu(gate).mul_(up), weight.t())
 
     @staticmethod
     @once_differentiable
@@ -173,22 +177,22 @@ class GatedDown(torch.autograd.Function):
         active = F.silu(gate)
         d_gate = d_up = d_weight = None
         if for_gate or for_up:
-            d_hidden = _rows_product(grad, weight)
+            d_hidden = product(grad, weight)
             d_up = d_hidden * active if for_up else None
             d_gate = torch.ops.aten.silu_backward(d_hidden.mul_(up), gate) if for_gate else None
         if for_weight:
-            d_weight = weight_gradient(_rows(grad), _rows(active.mul_(up)))
+            d_weight = weight_gradient(grad, active.mul_(up))
         return d_gate, d_up, d_weight
 
 
 class Linear(torch.autograd.Function):
-    """``W x + b``."""
+    """(N, K) to (N, M): ``W x + b``."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Saves x if the weight trains."""
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
-        out = _rows_product(x, weight.t())
+        out = product(x, weight.t())
         return out if bias is None else out.add_(bias)
 
     @staticmethod
@@ -197,18 +201,13 @@ class Linear(torch.autograd.Function):
         """Two products and a sum, as far as they are asked for."""
         x, weight = ctx.saved_tensors
         for_x, for_weight, for_bias = ctx.needs_input_grad
-        rows = _rows(grads[0])
-        d_x = _rows_product(grads[0], weight) if for_x else None
-        return d_x, weight_gradient(rows, _rows(x)) if for_weight else None, rows.sum(dim=0) if for_bias else None
+        grad = grads[0]
+        d_x = product(grad, weight) if for_x else None
+        return d_x, weight_gradient(grad, x) if for_weight else None, grad.sum(dim=0) if for_bias else None
 
 
 def _rows(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
-
-
-def _rows_product(x: Tensor, matrix: Tensor) -> Tensor:
-    """(..., K) times (K, N)."""
-    return product(_rows(x), matrix).view(*x.shape[:-1], -1)
 
 
 def _is_silu(activation: Any) -> bool:

@@ -184,12 +184,14 @@ def _check_causal(inner: Any, extras: tuple[str, ...]) -> None:
     if inner.get_output_embeddings() is None:
         return
     ids = torch.tensor([[3, 5, 4, 6, 3, 5]], device=inner.device)
-    one, other = (_plain_logits(inner, x, extras)[:, :-1] for x in (ids, ids.index_fill(1, torch.tensor([5]), 4)))
-    seen = float((one - other).abs().max())
+    after = ids.index_fill(1, torch.tensor([5], device=inner.device), 4), ids[:, :-1]  # another last token, and none
+    one, *others = (_plain_logits(inner, x, extras)[:, :5] for x in (ids, *after))
+    seen = max(float((one - other).abs().max()) for other in others)
     if seen > 0.01 * float(one.std()):
         raise ConfigError(
-            f"{type(inner).__name__} as configured lets a token see those after it, so it has no probabilities of what "
-            "it draws: it is no causal language model (is_decoder: true in its config.json makes some of these one)"
+            f"{type(inner).__name__} as configured lets a token see those after it, or whether there are any, so it "
+            "has no probabilities of what it draws: it is no causal language model (is_decoder: true in its "
+            "config.json makes some of these one)"
         )
 
 
