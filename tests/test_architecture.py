@@ -1,4 +1,4 @@
-"""The house: imports go one way, files and functions stay small, functional/ needs torch alone, no name dispatch."""
+"""Imports go one way, files and functions are rarely long, functional/ needs torch alone, no dispatch by name."""
 
 import ast
 import sys
@@ -38,7 +38,6 @@ FLOORS = [
 ]
 FLOOR_OF = {name: level for level, names in enumerate(FLOORS) for name in names}
 
-LONG_FILES: dict[str, str] = {}
 LONG_FUNCTIONS: dict[str, str] = {
     "modules/_policy.py __init__": "every setting of an on-policy run is an argument here and nowhere else",
 }
@@ -113,11 +112,11 @@ def test_functional_imports_torch_and_the_standard_library_only():
     assert not foreign, foreign
 
 
-def test_files_are_small():
+def test_files_are_rarely_long():
     lengths = {path.relative_to(PACKAGE).as_posix(): len(path.read_text().splitlines()) for path in sources()}
-    long = {name: n for name, n in lengths.items() if n > 300 and name not in LONG_FILES}
-    assert not long, long
-    assert {name for name in LONG_FILES if lengths.get(name, 0) <= 300} == set(), "no longer needed"
+    assert {name: n for name, n in lengths.items() if n > 400} == {}
+    long = {name: n for name, n in lengths.items() if n > 300}
+    assert len(long) <= len(lengths) / 10, long
 
 
 def test_functions_are_small():
