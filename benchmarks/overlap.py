@@ -26,8 +26,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from rlhf_lightning.algorithms.losses import Importance
 from rlhf_lightning.data.prompts import PromptData
-from rlhf_lightning.losses import Importance
 from rlhf_lightning.models import TinyLlama
 from rlhf_lightning.modules.grpo import GRPOModule
 from rlhf_lightning.protocols import Sampler

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from reference import advantages as slow
-from rlhf_lightning.advantages import (
+from rlhf_lightning.algorithms.advantages import (
     GAE,
     OPO,
     RLOO,

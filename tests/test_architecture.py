@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "src" / "rlhf_lightning"
 FLOORS = [
     {
         "_version",
+        "_moved",
         "errors",
         "types",
         "sampling_params",
@@ -30,7 +31,7 @@ FLOORS = [
         "holdings",
     },
     {"protocols", "reward_protocols", "sampler_protocols", "task_protocols", "registry", "configfiles", "border"},
-    {"samplers", "scorers", "transforms", "advantages", "losses", "kl", "models", "tasks", "data", "metrics"},
+    {"algorithms", "samplers", "scorers", "models", "tasks", "data"},
     {"statistics", "pipeline", "strategies"},
     {"modules"},
     {"callbacks", "runs", "labelling", "evaluation", "serving", "planning", "study"},

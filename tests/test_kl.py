@@ -6,9 +6,8 @@ import math
 import pytest
 import torch
 
+from rlhf_lightning.algorithms.kl import ESTIMATORS, HOLDING, Adaptive, Fixed, KLTerm, KLTerms
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.kl import ESTIMATORS, Adaptive, Fixed, KLTerm, KLTerms
-from rlhf_lightning.kl.term import HOLDING
 
 NEW, REF = torch.tensor([[-1.0, -2.0]]), torch.tensor([[-1.5, -1.0]])
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from rlhf_lightning.algorithms.losses import CISPO, GSPO, Clip, ClipCov, Importance, KLCov
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.losses import CISPO, GSPO, Clip, ClipCov, Importance, KLCov
 from rlhf_lightning.testing.values import packed_of
 from rlhf_lightning.types import UpdateBatch
 

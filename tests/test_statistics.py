@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rlhf_lightning import statistics
-from rlhf_lightning.metrics import Quantiles, quantiles
+from rlhf_lightning.algorithms.metrics import Quantiles, quantiles
 from rlhf_lightning.types import Advantages, Experience, Problem, Prompt, Rollout, SamplingParams, Scores
 
 LOG2 = math.log(2)

@@ -3,17 +3,17 @@
 import pytest
 import torch
 
-from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.pipeline import transform
-from rlhf_lightning.transforms import (
+from rlhf_lightning.algorithms.transforms import (
     AsymmetricShrink,
-    Clip,
+    ClipRewards,
     GroupNormalize,
     LengthPenalty,
     MissingEosPenalty,
     SoftOverlong,
     Whiten,
 )
+from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.pipeline import transform
 from rlhf_lightning.types import Rewards
 
 
@@ -28,7 +28,7 @@ def rewards() -> Rewards:
 
 
 def test_clip(rewards):
-    assert Clip(low=-5, high=2)(rewards).values.tolist() == [1.0, 2.0, -5.0, 2.0]
+    assert ClipRewards(low=-5, high=2)(rewards).values.tolist() == [1.0, 2.0, -5.0, 2.0]
 
 
 def test_group_normalize(rewards):
@@ -66,13 +66,13 @@ def test_soft_overlong(rewards):
 
 
 def test_who_compares_responses_says_so():
-    steps = [AsymmetricShrink, Clip, GroupNormalize, LengthPenalty, MissingEosPenalty, SoftOverlong, Whiten]
+    steps = [AsymmetricShrink, ClipRewards, GroupNormalize, LengthPenalty, MissingEosPenalty, SoftOverlong, Whiten]
     assert [step for step in steps if step.compares] == [GroupNormalize, Whiten]
 
 
 def test_order_is_the_configurations(rewards):
-    clip_first, _ = transform([Clip(-2, 2), GroupNormalize()], rewards)
-    normalize_first, _ = transform([GroupNormalize(), Clip(-2, 2)], rewards)
+    clip_first, _ = transform([ClipRewards(-2, 2), GroupNormalize()], rewards)
+    normalize_first, _ = transform([GroupNormalize(), ClipRewards(-2, 2)], rewards)
     torch.testing.assert_close(clip_first.values, torch.tensor([-1.0, 1.0, -1.0, 1.0]), atol=1e-5, rtol=0)
     torch.testing.assert_close(normalize_first.values, clip_first.values, atol=1e-5, rtol=0)
     shrink_last, _ = transform([GroupNormalize(), AsymmetricShrink(0.5)], rewards)
@@ -82,7 +82,7 @@ def test_order_is_the_configurations(rewards):
 
 
 def test_every_step_is_logged_before_and_after(rewards):
-    _, logged = transform([Clip(-5, 5), AsymmetricShrink(0.5)], rewards)
+    _, logged = transform([ClipRewards(-5, 5), AsymmetricShrink(0.5)], rewards)
     assert logged["reward/raw_mean"] == pytest.approx(1.0)
     assert logged["reward/after_clip_mean"] == pytest.approx((1 + 3 - 5 + 5) / 4)
     assert logged["reward/after_asymmetric_shrink_mean"] == pytest.approx((1 + 3 - 2.5 + 5) / 4)
@@ -92,7 +92,7 @@ def test_every_step_is_logged_before_and_after(rewards):
 @pytest.mark.parametrize(
     "step",
     [
-        Clip(-2, 2),
+        ClipRewards(-2, 2),
         GroupNormalize(),
         AsymmetricShrink(),
         Whiten(),
@@ -111,7 +111,7 @@ def test_input_is_not_edited(step, rewards):
 @pytest.mark.parametrize(
     ("make", "key"),
     [
-        (lambda: Clip(1, 1), "low"),
+        (lambda: ClipRewards(1, 1), "low"),
         (lambda: AsymmetricShrink(1.5), "alpha"),
         (lambda: LengthPenalty(-1), "per_token"),
         (lambda: MissingEosPenalty(-1), "penalty"),

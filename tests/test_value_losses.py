@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from reference import losses as slow
+from rlhf_lightning.algorithms.losses import ClippedValue
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.losses import ClippedValue
 from rlhf_lightning.testing.values import update_batch
 
 NEW = [0.0, 0.5, -0.4, 2.0]

@@ -14,8 +14,8 @@ from step.clock import Clock
 from step.ours import EndlessFolder, EvenShare, FixedPrompts, Timing
 
 from ppo.work import KL, PHASES, Side
-from rlhf_lightning.kl import Fixed, KLTerm
-from rlhf_lightning.losses import ClippedValue
+from rlhf_lightning.algorithms.kl import Fixed, KLTerm
+from rlhf_lightning.algorithms.losses import ClippedValue
 from rlhf_lightning.modules import GRPOModule, PPOModule
 from rlhf_lightning.samplers import InProcessSampler
 from rlhf_lightning.scorers import RewardModelScorer

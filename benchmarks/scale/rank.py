@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from step.ours import EndlessFolder, EvenShare, FixedPrompts
 
 from rlhf_lightning import ranks
-from rlhf_lightning.kl import Fixed, KLTerm
+from rlhf_lightning.algorithms.kl import Fixed, KLTerm
 from rlhf_lightning.modules.grpo import GRPOModule
 from rlhf_lightning.process_memory import peak_resident
 from rlhf_lightning.samplers import InProcessSampler

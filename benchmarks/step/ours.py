@@ -12,8 +12,8 @@ import torch
 from lightning import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
+from rlhf_lightning.algorithms.kl import Fixed, KLTerm
 from rlhf_lightning.events import Phase
-from rlhf_lightning.kl import Fixed, KLTerm
 from rlhf_lightning.models import Folder
 from rlhf_lightning.modules.grpo import GRPOModule
 from rlhf_lightning.protocols import Scorer

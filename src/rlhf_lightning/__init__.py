@@ -7,6 +7,7 @@ when they are first asked for (``rl.GRPOModule``), and so are the packages (``rl
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from rlhf_lightning._moved import serve as _serve_old_paths
 from rlhf_lightning._version import __version__
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from rlhf_lightning.tasks import ChainedArithmetic, JsonlTask, ParquetTask, ReasoningGym
     from rlhf_lightning.types import Demonstration, Problem
 
+_serve_old_paths()
+
 _PLACES = {
     "callbacks": ("default_callbacks", "default_loggers"),
     "data.demonstrations": ("DemonstrationData",),
@@ -36,19 +39,8 @@ _PLACES = {
     "types": ("Demonstration", "Problem"),
 }
 _PLACE_OF = {name: place for place, names in _PLACES.items() for name in names}
-_PACKAGES: tuple[str, ...] = (
-    "advantages",
-    "callbacks",
-    "data",
-    "functional",
-    "kl",
-    "losses",
-    "metrics",
-    "models",
-    "modules",
-    "samplers",
-)
-_PACKAGES += ("scorers", "strategies", "tasks", "testing", "transforms")
+_PACKAGES: tuple[str, ...] = ("advantages", "algorithms", "callbacks", "data", "functional", "kl", "losses", "metrics")
+_PACKAGES += ("models", "modules", "samplers", "scorers", "strategies", "tasks", "testing", "transforms")
 
 __all__ = [
     "ChainedArithmetic",

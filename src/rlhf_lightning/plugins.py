@@ -10,13 +10,9 @@ from importlib.util import find_spec
 BUILTIN_PACKAGES = (
     "samplers",
     "scorers",
-    "transforms",
-    "advantages",
-    "losses",
-    "kl",
+    "algorithms",
     "tasks",
     "models",
-    "metrics",
     "data.reward_sources",
 )
 """Packages of ``rlhf_lightning`` whose modules hold plug-ins."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rlhf_lightning.algorithms.metrics import quantiles
 from rlhf_lightning.functional import (
     effective_sample_share,
     equal_groups,
@@ -14,7 +15,6 @@ from rlhf_lightning.functional import (
     masked_mean,
     masked_var,
 )
-from rlhf_lightning.metrics import quantiles
 from rlhf_lightning.types import Experience
 
 _LENGTH_PLACES = {"q10": 0.1, "q50": 0.5, "q90": 0.9}

@@ -13,9 +13,9 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from rlhf_lightning.algorithms.kl import KLTerm
 from rlhf_lightning.callbacks import RolloutCheckpoint
 from rlhf_lightning.errors import DataError
-from rlhf_lightning.kl import KLTerm
 from rlhf_lightning.protocols import AdvantageEstimator, RewardTransform
 
 

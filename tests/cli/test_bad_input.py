@@ -54,8 +54,8 @@ FILE_CASES = {
     ),
     "class of another kind": (
         "{name: group, eps: 1e-5}",
-        "{class_path: rlhf_lightning.transforms.clip.Clip}",
-        "edited.yaml:4: model.advantage: Import path rlhf_lightning.transforms.clip.Clip does not correspond to",
+        "{class_path: rlhf_lightning.algorithms.transforms.ClipRewards}",
+        "edited.yaml:4: model.advantage: Import path rlhf_lightning.algorithms.transforms.ClipRewards does not",
     ),
     "class that is not there": (
         "name: group, eps: 1e-5",
@@ -64,7 +64,7 @@ FILE_CASES = {
     ),
     "argument outside init_args": (
         "{name: group, eps: 1e-5}",
-        "{class_path: rlhf_lightning.advantages.group.Group, eps: 1}",
+        "{class_path: rlhf_lightning.algorithms.advantages.Group, eps: 1}",
         "model.advantage.eps: arguments of Group belong under init_args",
     ),
     "no plug-in at all": (

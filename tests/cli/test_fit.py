@@ -10,9 +10,9 @@ import torch
 import yaml
 from cli_fakes import FakeModule
 
-from rlhf_lightning.advantages import RLOO, Group
-from rlhf_lightning.kl import Adaptive, Fixed
-from rlhf_lightning.transforms import Clip, LengthPenalty, Whiten
+from rlhf_lightning.algorithms.advantages import RLOO, Group
+from rlhf_lightning.algorithms.kl import Adaptive, Fixed
+from rlhf_lightning.algorithms.transforms import ClipRewards, LengthPenalty, Whiten
 
 
 def test_plugins_are_built_from_their_short_forms(rlhf):
@@ -20,7 +20,7 @@ def test_plugins_are_built_from_their_short_forms(rlhf):
     (module,) = FakeModule.made
     assert isinstance(module.advantage, Group)
     assert module.advantage.eps == 1e-5
-    assert [type(t) for t in module.reward_transforms] == [Clip, LengthPenalty]
+    assert [type(t) for t in module.reward_transforms] == [ClipRewards, LengthPenalty]
     assert module.reward_transforms[1].per_token == 0.5
     assert isinstance(module.kl_loss.controller, Fixed)
     assert module.kl_loss.controller.coefficient == 0.02
@@ -36,7 +36,7 @@ def test_plugins_are_built_from_their_short_forms(rlhf):
         ["--model.advantage.name=rloo"],
         ["--model.advantage.class_path=RLOO"],
         ["--model.advantage={name: rloo}"],
-        ["--model.advantage=rlhf_lightning.advantages.group.RLOO"],
+        ["--model.advantage=rlhf_lightning.algorithms.advantages.RLOO"],
     ],
 )
 def test_a_plugin_may_be_named_on_the_command_line(rlhf, words):
@@ -55,8 +55,8 @@ def test_lists_are_replaced_or_appended_to(rlhf):
     rlhf("fit", "--config", "fake.yaml", "--model.reward_transforms=[{name: clip, low: -3}]", "--run.name=a")
     rlhf("fit", "--config", "fake.yaml", "--model.reward_transforms+=whiten", "--run.name=b")
     replaced, appended = FakeModule.made
-    assert [(type(t), t.low) for t in replaced.reward_transforms] == [(Clip, -3.0)]
-    assert [type(t) for t in appended.reward_transforms] == [Clip, LengthPenalty, Whiten]
+    assert [(type(t), t.low) for t in replaced.reward_transforms] == [(ClipRewards, -3.0)]
+    assert [type(t) for t in appended.reward_transforms] == [ClipRewards, LengthPenalty, Whiten]
 
 
 def test_lists_are_appended_to_in_files_as_on_the_command_line(rlhf, folder: Path):
@@ -65,8 +65,8 @@ def test_lists_are_appended_to_in_files_as_on_the_command_line(rlhf, folder: Pat
     files = ["--config", "fake.yaml", "--config", "one.yaml", "--config", "two.yaml"]
     assert rlhf("fit", *files, "--model.reward_transforms+={name: clip, low: -5}").code == 0
     kinds = [(type(t), getattr(t, "low", None)) for t in FakeModule.made[-1].reward_transforms]
-    assert kinds[2:] == [(Whiten, None), (Clip, -3.0), (Whiten, None), (Clip, -5.0)]
-    assert [kind for kind, _ in kinds[:2]] == [Clip, LengthPenalty]
+    assert kinds[2:] == [(Whiten, None), (ClipRewards, -3.0), (Whiten, None), (ClipRewards, -5.0)]
+    assert [kind for kind, _ in kinds[:2]] == [ClipRewards, LengthPenalty]
 
 
 def test_callbacks_are_appended_to_in_a_file_and_there_may_be_none_before(rlhf, folder: Path):
@@ -155,7 +155,7 @@ def test_the_saved_configuration_is_whole_and_repeats_the_run(rlhf, folder: Path
     saved = yaml.safe_load((folder / "runs/fake/config.yaml").read_text())
     arguments = saved["model"]["init_args"]
     assert arguments["advantage"] == {
-        "class_path": "rlhf_lightning.advantages.group.Group",
+        "class_path": "rlhf_lightning.algorithms.advantages.Group",
         "init_args": {"eps": 1e-5},
     }
     assert arguments["reward_transforms"][0]["init_args"] == {"low": -10.0, "high": 10.0}
@@ -169,7 +169,7 @@ def test_print_config_prints_full_class_paths_and_trains_nothing(rlhf, folder: P
     outcome = rlhf("fit", "--config", "fake.yaml", "--model.advantage=rloo", "--print_config")
     printed = yaml.safe_load(outcome.out)
     assert outcome.code == 0
-    assert printed["model"]["init_args"]["advantage"]["class_path"] == "rlhf_lightning.advantages.group.RLOO"
+    assert printed["model"]["init_args"]["advantage"]["class_path"] == "rlhf_lightning.algorithms.advantages.RLOO"
     assert not FakeModule.made
     assert not (folder / "runs").exists()
 

@@ -25,16 +25,16 @@ PARTS = {
     "sampler": ["dynamic"],
 }
 CLASSES = {
-    "reinforce_plus_plus": "advantages.reinforce_plus_plus.ReinforcePlusPlus",
-    "reinforce_plus_plus_baseline": "advantages.reinforce_plus_plus.ReinforcePlusPlusBaseline",
-    "remax": "advantages.remax.ReMax",
-    "opo": "advantages.opo.OPO",
-    "process": "advantages.process.Process",
-    "gspo": "losses.gspo.GSPO",
-    "cispo": "losses.cispo.CISPO",
-    "clip_cov": "losses.clip_cov.ClipCov",
-    "kl_cov": "losses.kl_cov.KLCov",
-    "importance": "losses.importance.Importance",
+    "reinforce_plus_plus": "algorithms.advantages.ReinforcePlusPlus",
+    "reinforce_plus_plus_baseline": "algorithms.advantages.ReinforcePlusPlusBaseline",
+    "remax": "algorithms.advantages.ReMax",
+    "opo": "algorithms.advantages.OPO",
+    "process": "algorithms.advantages.Process",
+    "gspo": "algorithms.losses.GSPO",
+    "cispo": "algorithms.losses.CISPO",
+    "clip_cov": "algorithms.losses.ClipCov",
+    "kl_cov": "algorithms.losses.KLCov",
+    "importance": "algorithms.losses.Importance",
     "dynamic": "samplers.dynamic.DynamicSampler",
 }
 
@@ -68,7 +68,7 @@ def test_a_loss_inside_a_loss_and_a_sampler_inside_a_sampler(printed):
         sampler={"name": "dynamic", "sampler": {"name": "in_process", "max_new_tokens": 5}, "max_rounds": 2},
     )
     loss, sampler = found["policy_loss"]["init_args"], found["sampler"]["init_args"]
-    assert loss["loss"]["class_path"].endswith("gspo.GSPO") and loss["loss"]["init_args"]["low"] == 0.01
+    assert loss["loss"]["class_path"].endswith("losses.GSPO") and loss["loss"]["init_args"]["low"] == 0.01
     assert (loss["level"], loss["high"], sampler["max_rounds"]) == ("sequence", 3.0, 2)
     assert sampler["sampler"]["init_args"]["max_new_tokens"] == 5
 

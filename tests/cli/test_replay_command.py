@@ -2,13 +2,13 @@
 
 import math
 
-from rlhf_lightning.transforms import Clip
+from rlhf_lightning.algorithms.transforms import ClipRewards
 from rlhf_lightning.types import Rewards
 
 SIZES = {"prompts_per_rollout": 4, "samples_per_prompt": 2, "updates_per_rollout": 2}
 
 
-class BadOnce(Clip):
+class BadOnce(ClipRewards):
     """Clips, and makes the reward of sequence 5 nan in rollout ``at``, counted from 0."""
 
     def __init__(self, at: int = 0) -> None:

@@ -11,11 +11,11 @@ import torch
 import yaml
 
 from rlhf_lightning import registry
+from rlhf_lightning.algorithms.kl import KLTerm
 from rlhf_lightning.cli.plans import ParsedConfig, module_of
 from rlhf_lightning.cli.run_module import policy_module
 from rlhf_lightning.cli.signatures import import_class, path_of, signature
 from rlhf_lightning.evaluation.best_of_n import BestOfN
-from rlhf_lightning.kl import KLTerm
 from rlhf_lightning.labelling.sample import SampleSolutions
 from rlhf_lightning.labelling.steps import LabelSteps
 from rlhf_lightning.modules import GRPOModule, PPOModule, RewardModel, SFTModule
@@ -151,7 +151,7 @@ def test_runs_saved_when_the_optimizer_could_not_be_are_read(rlhf, folder):
     [
         ({"kl_loss": {}}, ("k3", "Fixed")),
         ({"kl_reward": {"controller": "adaptive"}}, ("k1", "Adaptive")),
-        ({"kl_loss": {"class_path": "rlhf_lightning.kl.KLTerm"}}, ("k3", "Fixed")),
+        ({"kl_loss": {"class_path": "rlhf_lightning.algorithms.kl.KLTerm"}}, ("k3", "Fixed")),
     ],
 )
 def test_parts_of_parts_are_written_out(rlhf, folder, given, expected):

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from rlhf_lightning.algorithms.losses import ClipCov, KLCov
 from rlhf_lightning.data.update_batches import updates_of
-from rlhf_lightning.losses import ClipCov, KLCov
 from rlhf_lightning.statistics import of_sampler
 from rlhf_lightning.testing.values import normal, rollout, scores
 from rlhf_lightning.types import Advantages, Experience

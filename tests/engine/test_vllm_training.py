@@ -7,7 +7,7 @@ import pytest
 import torch
 from own_forward import SMALL, TOLERANCE, draw, errors
 
-from rlhf_lightning.losses import Clip, Importance
+from rlhf_lightning.algorithms.losses import Clip, Importance
 from rlhf_lightning.models import TinyLlama
 from rlhf_lightning.samplers import InProcessSampler, VLLMSampler
 

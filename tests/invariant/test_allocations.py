@@ -11,8 +11,8 @@ from tests.samplers.sampler_models import prompts as questions
 from tests.samplers.sampler_models import random_model
 from tests.shifted import LINE, ShiftedAllocations, shifted
 
+from rlhf_lightning.algorithms.kl import Fixed, KLTerm
 from rlhf_lightning.functional._rounding import differences, is_intel, rounding_of_this_process
-from rlhf_lightning.kl import Fixed, KLTerm
 from rlhf_lightning.models.tiny import character_tokenizer
 from rlhf_lightning.samplers import InProcessSampler
 from rlhf_lightning.samplers.decoders._whole import ordinary_copy

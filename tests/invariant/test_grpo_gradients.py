@@ -16,9 +16,9 @@ from parity.cases import (
     updates,
 )
 from reference import grpo as slow
-from rlhf_lightning.advantages import Group
-from rlhf_lightning.kl import Fixed, KLTerm
-from rlhf_lightning.losses import Clip
+from rlhf_lightning.algorithms.advantages import Group
+from rlhf_lightning.algorithms.kl import Fixed, KLTerm
+from rlhf_lightning.algorithms.losses import Clip
 from rlhf_lightning.models import TinyLlama
 from rlhf_lightning.modules import GRPOModule
 from rlhf_lightning.types import TokenRewards

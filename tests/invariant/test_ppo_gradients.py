@@ -19,8 +19,8 @@ from invariant.test_packing_gradients import (
 )
 from invariant.test_packing_gradients import use_float64_weights as exact_weights
 from reference import ppo as slow
+from rlhf_lightning.algorithms.losses import Clip, ClippedValue
 from rlhf_lightning.data.update_batches import updates_of
-from rlhf_lightning.losses import Clip, ClippedValue
 from rlhf_lightning.models import TinyLlama
 from rlhf_lightning.models.critics import OwnCritic, SharedHead
 from rlhf_lightning.models.scalar import scalar_model

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from reference import reward_metrics as slow
-from rlhf_lightning.metrics.pairs_and_steps import FirstError, PairwiseAccuracy, first_wrong
-from rlhf_lightning.metrics.reward import RewardMetrics
+from rlhf_lightning.algorithms.reward_metrics import FirstError, PairwiseAccuracy, RewardMetrics, first_wrong
 from rlhf_lightning.reward_types import JudgedGroup, JudgedResponse, Pair, RenderedGroup, ResponseScore, Step
 from rlhf_lightning.types import Problem
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from conftest_modules import EvenTokens, grpo, ppo, prompts, trainer
 
+from rlhf_lightning.algorithms.metrics import Means
 from rlhf_lightning.border import check_any_succeeded, checked_rollout, checked_scores
 from rlhf_lightning.errors import ConfigError, PartError
-from rlhf_lightning.metrics import Means
 from rlhf_lightning.protocols import AdvantageEstimator, Metric, PolicyLoss, RewardTransform, Scorer
 from rlhf_lightning.samplers._choice import choose
 from rlhf_lightning.scorers import VerifierScorer, combine
@@ -171,7 +171,7 @@ class OneIsNaN(EvenTokens):
 
 @pytest.mark.parametrize("advantage", ["ReinforcePlusPlus", "Group"])
 def test_one_nan_of_24_costs_one_response(tmp_path, record, advantage):
-    import rlhf_lightning.advantages as advantages
+    import rlhf_lightning.algorithms.advantages as advantages
 
     module = grpo(scorers=[OneIsNaN()], advantage=getattr(advantages, advantage)())
     seen = []

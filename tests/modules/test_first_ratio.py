@@ -7,8 +7,8 @@ import pytest
 import torch
 from conftest_modules import EvenTokens, grpo, ppo, prompts, trainer
 
-from rlhf_lightning.kl import KLTerm
-from rlhf_lightning.losses import GSPO, Clip, Importance
+from rlhf_lightning.algorithms.kl import KLTerm
+from rlhf_lightning.algorithms.losses import GSPO, Clip, Importance
 from rlhf_lightning.models import Folder, LoRA
 from rlhf_lightning.models.sources import EMBEDDED
 from rlhf_lightning.samplers import InProcessSampler

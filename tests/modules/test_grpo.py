@@ -6,12 +6,12 @@ import pytest
 import torch
 from conftest_modules import EvenTokens, grpo, prompts, trainer
 
-from rlhf_lightning.advantages import Reinforce
+from rlhf_lightning.algorithms.advantages import Reinforce
+from rlhf_lightning.algorithms.kl import Adaptive, Fixed, KLTerm
+from rlhf_lightning.algorithms.transforms import AsymmetricShrink, ClipRewards, GroupNormalize
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.kl import Adaptive, Fixed, KLTerm
 from rlhf_lightning.models import EmbeddedArithmetic, LoRA
 from rlhf_lightning.samplers import InProcessSampler
-from rlhf_lightning.transforms import AsymmetricShrink, Clip, GroupNormalize
 
 FAST = {
     "prompts_per_rollout": 16,
@@ -57,7 +57,7 @@ def test_number_of_optimizer_steps_is_the_plans(tmp_path):
 
 
 def test_the_papers_recipe_is_logged_step_by_step(tmp_path, record):
-    recipe = [Clip(-0.5, 0.5), GroupNormalize(), AsymmetricShrink(0.5)]
+    recipe = [ClipRewards(-0.5, 0.5), GroupNormalize(), AsymmetricShrink(0.5)]
     module = grpo(scorers=[EvenTokens()], reward_transforms=recipe, advantage=Reinforce())
     trainer(tmp_path, callbacks=[record]).fit(module, datamodule=prompts())
     row = record.rows[0]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest_modules import grpo, prompts, trainer
 
-from rlhf_lightning.advantages import Process
+from rlhf_lightning.algorithms.advantages import Process
 from rlhf_lightning.errors import ConfigError, ModelSourceError
 from rlhf_lightning.scorers import FormatScorer, RemoteScorer, RewardModelScorer, VerifierScorer
 from rlhf_lightning.scorers.judge import RewardJudge

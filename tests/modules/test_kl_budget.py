@@ -8,9 +8,9 @@ import torch
 from conftest_modules import EvenTokens, grpo, prompts, trainer
 from lightning.pytorch.callbacks import Callback
 
+from rlhf_lightning.algorithms.kl import Fixed, KLTerm
 from rlhf_lightning.callbacks import HeldOutEval, KLBudget, RolloutCheckpoint
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.kl import Fixed, KLTerm
 
 
 def measured(**changed):

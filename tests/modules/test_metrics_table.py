@@ -9,19 +9,19 @@ import torch
 from conftest_modules import EvenTokens, grpo, ppo, prompts, trainer
 from reward_fakes import FakeRewardData
 
+from rlhf_lightning.algorithms.kl import KLTerm
+from rlhf_lightning.algorithms.losses import ClipCov, Importance
+from rlhf_lightning.algorithms.transforms import ClipRewards
 from rlhf_lightning.callbacks import HeldOutEval, KLBudget, MetricsLog, RolloutCheckpoint
 from rlhf_lightning.callbacks.loggers import ResumableCSVLogger
 from rlhf_lightning.data.demonstrations import DemonstrationData
 from rlhf_lightning.data.prompts import PromptData
-from rlhf_lightning.kl import KLTerm
-from rlhf_lightning.losses import ClipCov, Importance
 from rlhf_lightning.models import EmbeddedArithmetic, TinyLlama
 from rlhf_lightning.modules import RewardModel, SFTModule
 from rlhf_lightning.runs import load_run
 from rlhf_lightning.samplers import DynamicSampler, InProcessSampler
 from rlhf_lightning.scorers import VerifierScorer
 from rlhf_lightning.tasks.arithmetic import ChainedArithmetic
-from rlhf_lightning.transforms import Clip
 
 TABLE = [
     [cell.strip() for cell in line.strip("|").split(" | ")]
@@ -73,7 +73,7 @@ def grpo_with_everything(folder):
     module = grpo(
         policy=EmbeddedArithmetic(),
         sampler=DynamicSampler(InProcessSampler(max_new_tokens=16, dtype="bfloat16"), max_rounds=1),
-        scorers=[EvenTokens(), VerifierScorer()], reward_transforms=[Clip()], kl_loss=KLTerm(),
+        scorers=[EvenTokens(), VerifierScorer()], reward_transforms=[ClipRewards()], kl_loss=KLTerm(),
         policy_loss=Importance(ClipCov(share=0.1)), measure_entropy=True, samples_per_prompt=2, overlap=1,
         optimizer=partial(torch.optim.AdamW, lr=1e-2),
     )  # fmt: skip

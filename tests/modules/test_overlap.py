@@ -10,10 +10,10 @@ from conftest_modules import EvenTokens, grpo, ppo, prompts, trainer
 from lightning.pytorch.callbacks import Callback
 from tests.served import served
 
-from rlhf_lightning.advantages import ReMax
+from rlhf_lightning.algorithms.advantages import ReMax
+from rlhf_lightning.algorithms.losses import Importance
 from rlhf_lightning.callbacks import HeldOutEval, RolloutCheckpoint
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.losses import Importance
 from rlhf_lightning.models import TinyLlama
 from rlhf_lightning.models.checkpoints import read_checkpoint
 from rlhf_lightning.samplers import DynamicSampler, InProcessSampler, RemoteSampler

@@ -7,10 +7,10 @@ from lightning.pytorch.callbacks import Callback
 from reward_fakes import FakeRewardData
 from tests.families import Family, plain_logprobs, write
 
+from rlhf_lightning.algorithms.losses import Importance
 from rlhf_lightning.callbacks import RewardModelExport
 from rlhf_lightning.data.demonstrations import DemonstrationData
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.losses import Importance
 from rlhf_lightning.models import LoRA
 from rlhf_lightning.models.prepare import skeleton
 from rlhf_lightning.models.reward_folder import RewardModelFolder

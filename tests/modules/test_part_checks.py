@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest_modules import grpo, ppo, prompts, trainer
 
-from rlhf_lightning.advantages import (
+from rlhf_lightning.algorithms.advantages import (
     OPO,
     RLOO,
     Group,
@@ -16,11 +16,20 @@ from rlhf_lightning.advantages import (
     ReinforcePlusPlus,
     ReinforcePlusPlusBaseline,
 )
+from rlhf_lightning.algorithms.kl import KLTerm
+from rlhf_lightning.algorithms.losses import Importance, KLCov
+from rlhf_lightning.algorithms.transforms import (
+    AsymmetricShrink,
+    ClipRewards,
+    GroupNormalize,
+    LengthPenalty,
+    MissingEosPenalty,
+    SoftOverlong,
+    Whiten,
+)
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.kl import KLTerm
 from rlhf_lightning.labelling.sample import SampleSolutions
 from rlhf_lightning.labelling.steps import LabelSteps
-from rlhf_lightning.losses import Importance, KLCov
 from rlhf_lightning.models import TinyLlama
 from rlhf_lightning.modules.part_checks import check_steps, check_steps_are_scored
 from rlhf_lightning.pipeline import transform
@@ -29,21 +38,12 @@ from rlhf_lightning.samplers import DynamicSampler, InProcessSampler
 from rlhf_lightning.scorers import RewardModelScorer, VerifierScorer, combine
 from rlhf_lightning.tasks.arithmetic import ChainedArithmetic
 from rlhf_lightning.testing import check_advantage, check_reward_transform
-from rlhf_lightning.transforms import (
-    AsymmetricShrink,
-    Clip,
-    GroupNormalize,
-    LengthPenalty,
-    MissingEosPenalty,
-    SoftOverlong,
-    Whiten,
-)
 from rlhf_lightning.types import Rewards, TokenRewards
 
 G = 4
 STEPS = [
-    Clip(-1, 1),
-    Clip(),
+    ClipRewards(-1, 1),
+    ClipRewards(),
     GroupNormalize(),
     Whiten(),
     Whiten(shift_mean=False),
@@ -93,18 +93,18 @@ def test_a_step_is_refused_where_leaving_it_out_changes_nothing(estimator, kl):
                 refused = str(error)
             # nobody can say before whether all scores will be within a clip's range, or whether groups will be dead:
             # as long as none is, normalized groups have the rollout's mean and deviation at 0 and 1 already
-            by_chance = isinstance(step, Whiten) if before else isinstance(step, Clip)
+            by_chance = isinstance(step, Whiten) if before else isinstance(step, ClipRewards)
             assert not refused or any(idle) or "bad responses weigh less" in refused, (number, before, refused)
             assert refused or not any(idle) or by_chance, (number, before, idle)
 
 
 @pytest.mark.parametrize("estimator", [Group(), GroupCenter(), RLOO(), OPO(), ReinforcePlusPlusBaseline()])
-@pytest.mark.parametrize("after", [[], [LengthPenalty(), Clip(-2, 2)]], ids=["last", "before others"])
+@pytest.mark.parametrize("after", [[], [LengthPenalty(), ClipRewards(-2, 2)]], ids=["last", "before others"])
 def test_shrinking_is_refused_where_each_group_is_centred_again(estimator, after):
     """However much the bad ones are shrunk, each group's advantages add up to 0: what was to weigh less does not."""
     said = f"asymmetric_shrink makes .* {type(estimator).__name__} after it takes each group's mean off.*reinforce"
     with pytest.raises(ConfigError, match=said):
-        grpo(reward_transforms=[Clip(-1, 1), GroupNormalize(), AsymmetricShrink(), *after], advantage=estimator)
+        grpo(reward_transforms=[ClipRewards(-1, 1), GroupNormalize(), AsymmetricShrink(), *after], advantage=estimator)
 
 
 def test_shrinking_rewards_of_two_kinds_changes_nothing_before_a_group_estimator():
@@ -118,7 +118,7 @@ def test_shrinking_rewards_of_two_kinds_changes_nothing_before_a_group_estimator
 
 
 def test_shrinking_is_for_reinforce_and_after_normalization():
-    grpo(reward_transforms=[Clip(-1, 1), GroupNormalize(), AsymmetricShrink()], advantage=Reinforce())
+    grpo(reward_transforms=[ClipRewards(-1, 1), GroupNormalize(), AsymmetricShrink()], advantage=Reinforce())
     with pytest.raises(ConfigError, match="group_normalize after it takes each group's mean off"):
         grpo(reward_transforms=[AsymmetricShrink(), GroupNormalize()], advantage=Reinforce())
 
@@ -159,11 +159,11 @@ def test_what_is_weakened_is_warned_of(make, said, caplog):
 
 def test_what_acts_is_not_warned_of(caplog):
     with caplog.at_level(logging.WARNING):
-        grpo(reward_transforms=[Clip(-1, 1), GroupNormalize(), AsymmetricShrink()], advantage=Reinforce())
+        grpo(reward_transforms=[ClipRewards(-1, 1), GroupNormalize(), AsymmetricShrink()], advantage=Reinforce())
         grpo(policy_loss=KLCov(), sampler=DynamicSampler(), scorers=[VerifierScorer()])
         grpo(sampler=DynamicSampler(tolerance=0.1), scorers=[RewardModelScorer("no/such/folder")])
         grpo(reward_transforms=[GroupNormalize()], advantage=RLOO(), kl_reward=KLTerm())
-        ppo(reward_transforms=[Clip(), GroupNormalize()])
+        ppo(reward_transforms=[ClipRewards(), GroupNormalize()])
     assert caplog.text == ""
 
 
@@ -173,7 +173,7 @@ def test_what_acts_is_not_warned_of(caplog):
         ({"reward_transforms": [GroupNormalize()]}, "group_normalize does nothing before advantage Group"),
         ({"reward_transforms": [Whiten()]}, "whiten does nothing before advantage Group"),
         (
-            {"reward_transforms": [GroupNormalize(), Clip()], "advantage": Reinforce()},
+            {"reward_transforms": [GroupNormalize(), ClipRewards()], "advantage": Reinforce()},
             r"clip does nothing after.*1\.73",
         ),
         ({"reward_transforms": [LengthPenalty(free_tokens=8)]}, "length_penalty begins beyond 8 tokens.*is 8"),

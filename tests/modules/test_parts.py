@@ -6,14 +6,21 @@ import pytest
 import torch
 from conftest_modules import grpo, prompts, trainer
 
-from rlhf_lightning.advantages import OPO, Group, Process, ReinforcePlusPlus, ReinforcePlusPlusBaseline, ReMax
+from rlhf_lightning.algorithms.advantages import (
+    OPO,
+    Group,
+    Process,
+    ReinforcePlusPlus,
+    ReinforcePlusPlusBaseline,
+    ReMax,
+)
+from rlhf_lightning.algorithms.kl import Fixed, KLTerm
+from rlhf_lightning.algorithms.losses import CISPO, GSPO, Clip, ClipCov, Importance, KLCov
+from rlhf_lightning.algorithms.transforms import GroupNormalize, SoftOverlong, Whiten
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.kl import Fixed, KLTerm
-from rlhf_lightning.losses import CISPO, GSPO, Clip, ClipCov, Importance, KLCov
 from rlhf_lightning.models import TinyLlama
 from rlhf_lightning.protocols import Scorer
 from rlhf_lightning.samplers import DynamicSampler, InProcessSampler
-from rlhf_lightning.transforms import GroupNormalize, SoftOverlong, Whiten
 from rlhf_lightning.types import Scores, StepScores
 
 

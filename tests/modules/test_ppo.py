@@ -6,19 +6,19 @@ import pytest
 import torch
 from conftest_modules import EvenTokens, grpo, ppo, prompts, trainer
 
-from rlhf_lightning.advantages import GAE, Reinforce
+from rlhf_lightning.algorithms.advantages import GAE, Reinforce
+from rlhf_lightning.algorithms.kl import KLTerm
+from rlhf_lightning.algorithms.losses import ClippedValue
+from rlhf_lightning.algorithms.transforms import GroupNormalize
 from rlhf_lightning.data.prompts import PromptData
 from rlhf_lightning.data.update_batches import TRUNCATIONS
 from rlhf_lightning.errors import ConfigError, ModelSourceError, NonFiniteError
-from rlhf_lightning.kl import KLTerm
-from rlhf_lightning.losses import ClippedValue
 from rlhf_lightning.models import LoRA, TinyLlama
 from rlhf_lightning.models.critics import SharedHead
 from rlhf_lightning.models.reward_folder import RewardCard, RewardModelFolder, save_reward_model
 from rlhf_lightning.models.scalar import scalar_model
 from rlhf_lightning.models.sources import Folder
 from rlhf_lightning.protocols import RewardTransform
-from rlhf_lightning.transforms import GroupNormalize
 from rlhf_lightning.types import Rewards
 
 KINDS = {

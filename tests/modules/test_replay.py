@@ -8,10 +8,10 @@ import torch
 from conftest_modules import EvenTokens, grpo, ppo, prompts, trainer
 from safetensors import safe_open
 
+from rlhf_lightning.algorithms.kl import Fixed, KLTerm
 from rlhf_lightning.callbacks import SkippedUpdates
 from rlhf_lightning.data.batch_files import load_update, save_update
 from rlhf_lightning.errors import ConfigError, DataError, NonFiniteError
-from rlhf_lightning.kl import Fixed, KLTerm
 from rlhf_lightning.modules.replay import replay, sequence_tokens
 from rlhf_lightning.protocols import RewardTransform
 from rlhf_lightning.types import Rewards

@@ -7,9 +7,9 @@ import torch
 from conftest_modules import EvenTokens, grpo, ppo, prompts, trainer
 from reward_fakes import FakeRewardData
 
+from rlhf_lightning.algorithms.kl import KLTerm
 from rlhf_lightning.data.demonstrations import DemonstrationData
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.kl import KLTerm
 from rlhf_lightning.models import Folder, LoRA, TinyLlama
 from rlhf_lightning.models.reward_folder import RewardModelFolder
 from rlhf_lightning.models.run_policy import RunPolicy

@@ -19,8 +19,8 @@ from parity.cases import (
     summed_gradient,
     updates,
 )
-from rlhf_lightning.advantages import RLOO, Group, GroupCenter
-from rlhf_lightning.kl import Fixed, KLTerm
+from rlhf_lightning.algorithms.advantages import RLOO, Group, GroupCenter
+from rlhf_lightning.algorithms.kl import Fixed, KLTerm
 from rlhf_lightning.models import TinyLlama
 from rlhf_lightning.modules import GRPOModule
 from rlhf_lightning.types import TokenRewards

@@ -16,10 +16,10 @@ from parity import ppo_case as given
 from parity.cases import ROOT, T, assert_same_gradients, chosen, experience, mask, padded_logits, policy, updates
 from parity.cases import summed_gradient as gradient_of
 from reference import advantages as slow
-from rlhf_lightning.advantages import GAE
+from rlhf_lightning.algorithms.advantages import GAE
+from rlhf_lightning.algorithms.kl import Fixed, KLTerm
+from rlhf_lightning.algorithms.losses import Clip, ClippedValue
 from rlhf_lightning.functional import gae, last_true, masked_whiten
-from rlhf_lightning.kl import Fixed, KLTerm
-from rlhf_lightning.losses import Clip, ClippedValue
 from rlhf_lightning.models import TinyLlama
 from rlhf_lightning.models.critics import OwnCritic
 from rlhf_lightning.models.rollout_packs import pack_pieces, split_rollout

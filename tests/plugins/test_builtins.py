@@ -17,7 +17,7 @@ load_builtins()
 
 def test_every_file_of_the_built_in_packages_is_imported():
     loaded = load_builtins()
-    assert {"rlhf_lightning.advantages.group", "rlhf_lightning.samplers.in_process"} <= set(loaded)
+    assert {"rlhf_lightning.algorithms.advantages", "rlhf_lightning.samplers.in_process"} <= set(loaded)
     for package in BUILTIN_PACKAGES:
         assert any(name.startswith(f"rlhf_lightning.{package}.") for name in loaded)
     assert all(name.startswith(tuple(f"rlhf_lightning.{package}." for package in BUILTIN_PACKAGES)) for name in loaded)

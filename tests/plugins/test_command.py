@@ -18,7 +18,7 @@ def test_lists_all_kinds(capsys):
     assert main(["plugins"]) == 0
     lines = capsys.readouterr().out.splitlines()
     row = next(line for line in lines if "group_center" in line)
-    for cell in ("advantage", "rlhf_lightning.advantages.group.GroupCenter", "built-in", "Dr. GRPO"):
+    for cell in ("advantage", "rlhf_lightning.algorithms.advantages.GroupCenter", "built-in", "Dr. GRPO"):
         assert cell in row
     assert any("policy_loss" in line for line in lines)
 
@@ -46,7 +46,7 @@ def test_a_duplicate_spoils_its_kind_only(capsys, distribution):
     assert main(["plugins"]) == 1
     out = capsys.readouterr().out
     assert "two advantage plug-ins are called 'group'" in out
-    assert "rlhf_lightning.losses.clip.Clip" in out
+    assert "rlhf_lightning.algorithms.losses.Clip" in out
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def test_a_name_of_two_packages_names_both(distribution):
 def test_a_built_ins_name_is_not_taken_over(distribution):
     distribution("demo-dist", {"advantage": {"group": "demo_good:Scaled"}}, demo_good=GOOD)
     with pytest.raises(
-        DuplicatePluginError, match=r"advantages\.group\.Group and demo_good\.Scaled of package demo-dist"
+        DuplicatePluginError, match=r"algorithms\.advantages\.Group and demo_good\.Scaled of package demo-dist"
     ):
         resolve("advantage", "group")
 

@@ -23,12 +23,12 @@ from conftest_modules import EvenTokens
 from reward_fakes import FakeRewardData
 
 from rlhf_lightning import ranks
+from rlhf_lightning.algorithms.kl import Fixed, KLTerm
+from rlhf_lightning.algorithms.losses import Clip, ClipCov, Importance, KLCov
 from rlhf_lightning.callbacks import HeldOutEval, KLBudget, RolloutCheckpoint
 from rlhf_lightning.data.demonstrations import DemonstrationData
 from rlhf_lightning.data.prompts import PromptData
 from rlhf_lightning.grouping import join_rollouts
-from rlhf_lightning.kl import Fixed, KLTerm
-from rlhf_lightning.losses import Clip, ClipCov, Importance, KLCov
 from rlhf_lightning.models import LoRA, TinyLlama
 from rlhf_lightning.modules import GRPOModule, PPOModule, RewardModel, SFTModule
 from rlhf_lightning.samplers import InProcessSampler

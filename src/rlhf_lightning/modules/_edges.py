@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from rlhf_lightning import ranks
+from rlhf_lightning.algorithms.metrics import Means
 from rlhf_lightning.devices import to_device
 from rlhf_lightning.events import Events
 from rlhf_lightning.holdings import Holdings
-from rlhf_lightning.metrics import Means
 from rlhf_lightning.modules._batches import EpochBatches, MicroBatch
 from rlhf_lightning.modules._repeating import RepeatingModule
 from rlhf_lightning.modules.optim import (

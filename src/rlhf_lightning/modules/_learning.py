@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
+from rlhf_lightning.algorithms.kl import KLTerms
+from rlhf_lightning.algorithms.metrics import Quantiles
 from rlhf_lightning.border import checked_losses
 from rlhf_lightning.functional import kl_k1, kl_k3
-from rlhf_lightning.kl import KLTerms
-from rlhf_lightning.metrics import Quantiles
 from rlhf_lightning.models.packed import packed_logprobs
 from rlhf_lightning.modules._generating import GeneratingModule
 from rlhf_lightning.modules.plan import BatchPlan

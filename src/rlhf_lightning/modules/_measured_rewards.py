@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from rlhf_lightning.metrics.reward import RewardMetrics
+from rlhf_lightning.algorithms.reward_metrics import RewardMetrics
 from rlhf_lightning.models.scoring import score_groups
 from rlhf_lightning.modules._edges import EdgeModule
 from rlhf_lightning.modules._reward_parts import samples_of

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
+from rlhf_lightning.algorithms.kl import DEFAULT_ESTIMATORS, KLTerm, KLTerms
 from rlhf_lightning.border import check_any_succeeded
 from rlhf_lightning.data.seeding import derive_seed
 from rlhf_lightning.data.update_batches import TRUNCATIONS, updates_of
 from rlhf_lightning.functional import AGGREGATION_MODES
 from rlhf_lightning.holdings import Forward, Holdings, Updates
-from rlhf_lightning.kl import KLTerm, KLTerms
-from rlhf_lightning.kl.term import DEFAULT_ESTIMATORS
 from rlhf_lightning.models.lora import LoRA
 from rlhf_lightning.modules import part_checks
 from rlhf_lightning.modules._exploring import ExploringModule

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from rlhf_lightning.advantages import GAE
+from rlhf_lightning.algorithms.advantages import GAE
+from rlhf_lightning.algorithms.kl import KLTerm
+from rlhf_lightning.algorithms.losses import Clip, ClippedValue
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional.packing import GroupPiece
 from rlhf_lightning.holdings import CRITIC, POLICY, Forward, HeldModel
-from rlhf_lightning.kl import KLTerm
-from rlhf_lightning.losses import Clip, ClippedValue
 from rlhf_lightning.models.context import context_length
 from rlhf_lightning.models.critics import Critic, SharedHead, adapter_critic, check_critic_source, own_critic
 from rlhf_lightning.models.reward_folder import with_head
