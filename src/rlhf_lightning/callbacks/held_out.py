@@ -20,7 +20,7 @@ from rlhf_lightning.registry import did_you_mean
 from rlhf_lightning.run_layout import BEST_CHECKPOINT, CHECKPOINTS_FOLDER
 
 if TYPE_CHECKING:
-    from rlhf_lightning.modules._edges import EdgeModule
+    from rlhf_lightning.modules.epoch import EpochModule
 
 _PROXY = ("held_out/proxy", "held_out/gap")
 
@@ -75,7 +75,7 @@ class HeldOutEval(Callback):
         if self.samples and not hasattr(pl_module, "measure_samples"):
             raise ConfigError(f"HeldOutEval: {type(pl_module).__name__} draws no samples; leave samples out")
 
-    def on_rollout_start(self, trainer: Trainer, pl_module: EdgeModule) -> None:
+    def on_rollout_start(self, trainer: Trainer, pl_module: EpochModule) -> None:
         """Measures before the rollout, every so often."""
         if pl_module.rollout_index % self.every == 0:
             self._measure(trainer, pl_module)
@@ -102,7 +102,7 @@ class HeldOutEval(Callback):
         self.best = None if best is None else (float(best[0]), int(best[1]))
         self.start = None if start is None else Start(*start)
 
-    def _measure(self, trainer: Trainer, module: EdgeModule) -> None:
+    def _measure(self, trainer: Trainer, module: EpochModule) -> None:
         measured = module.measure(self.max_prompts)
         if self.samples:
             asked = {"samples": self.samples, "best_of": self.best_of, "temperature": self.temperature}
@@ -112,7 +112,7 @@ class HeldOutEval(Callback):
         if self.save_best:
             self._keep_best(trainer, module, measured)
 
-    def _keep_best(self, trainer: Trainer, module: EdgeModule, measured: Mapping[str, float]) -> None:
+    def _keep_best(self, trainer: Trainer, module: EpochModule, measured: Mapping[str, float]) -> None:
         if self.best_metric not in measured:
             hint = did_you_mean(self.best_metric, measured)
             raise ConfigError(

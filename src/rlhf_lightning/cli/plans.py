@@ -26,7 +26,7 @@ from rlhf_lightning.planning.verdict import fits
 from rlhf_lightning.protocols import ModelSource
 
 if TYPE_CHECKING:
-    from rlhf_lightning.modules._edges import EdgeModule
+    from rlhf_lightning.modules.epoch import EpochModule
 
 _MISSING = (ModelSourceError, RunFolderError)
 _LIMITS = ("max_prompt_tokens", "max_tokens")
@@ -68,7 +68,7 @@ class ParsedConfig(RLHFCLI):
         """Runs nothing."""
 
 
-def module_of(values: Mapping[str, Any]) -> EdgeModule:
+def module_of(values: Mapping[str, Any]) -> EpochModule:
     """The module of a configuration; model sources whose files are missing are stood in for.
 
     Raises:
@@ -80,7 +80,7 @@ def module_of(values: Mapping[str, Any]) -> EdgeModule:
     return module  # type: ignore[no-any-return]
 
 
-def lengths_in(module: EdgeModule, data: Mapping[str, Any] | None) -> Lengths:
+def lengths_in(module: EpochModule, data: Mapping[str, Any] | None) -> Lengths:
     """Tokens of prompts and responses: of the data, where it and the tokenizer are at hand, else what bounds them."""
     try:
         if data is None:
@@ -105,7 +105,7 @@ def lengths_in(module: EdgeModule, data: Mapping[str, Any] | None) -> Lengths:
     return Lengths(0, bound, f"examples of {said}")
 
 
-def lengths_of(module: EdgeModule, data: Any) -> Lengths:
+def lengths_of(module: EpochModule, data: Any) -> Lengths:
     """Of the data, after the preflight; responses that are drawn count at their longest."""
     prompt, response = (
         max(round(tokens), least) for tokens, least in zip(module.typical_lengths(data), (0, 1), strict=True)

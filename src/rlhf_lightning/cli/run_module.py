@@ -12,8 +12,8 @@ from lightning import LightningModule, Trainer, seed_everything
 
 from rlhf_lightning.errors import ConfigError, DataError, RunFolderError
 from rlhf_lightning.models.checkpoints import read_checkpoint
-from rlhf_lightning.modules._edges import EdgeModule
 from rlhf_lightning.modules._learning import LearningModule
+from rlhf_lightning.modules.epoch import EpochModule
 from rlhf_lightning.run_layout import newest_checkpoint, rollout_checkpoint
 from rlhf_lightning.runs import Run
 
@@ -95,7 +95,7 @@ def checkpoint_before(run: Run, rollout: int) -> Path | None:
     return found
 
 
-def lay_over(module: EdgeModule, checkpoint: Path) -> int:
+def lay_over(module: EpochModule, checkpoint: Path) -> int:
     """Puts a checkpoint's weights and controllers into a module; how many rollouts they had been trained on.
 
     Raises:
@@ -104,7 +104,7 @@ def lay_over(module: EdgeModule, checkpoint: Path) -> int:
     try:
         state = read_checkpoint(checkpoint)
         unknown = module.load_state_dict(state["state_dict"], strict=False).unexpected_keys
-        module.restore(state["rlhf"])
+        module.checkpointing.restore(state["rlhf"], module.controllers())
     except (OSError, KeyError, RuntimeError) as error:
         raise DataError(f"checkpoint {checkpoint} cannot be laid over the run's model: {error}") from error
     ours = {name for name in unknown if not name.startswith(("reference.",))}

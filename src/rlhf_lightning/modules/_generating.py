@@ -19,7 +19,7 @@ from rlhf_lightning.models.export import rehearse
 from rlhf_lightning.models.lora import LoRA
 from rlhf_lightning.models.packed import causal_lm, check_packable, packed_logprobs
 from rlhf_lightning.models.prepare import load_to_train, skeleton, trainable, trained_dtype
-from rlhf_lightning.modules._edges import EdgeModule
+from rlhf_lightning.modules.epoch import EpochModule
 from rlhf_lightning.modules.evaluation import evaluate, greedy, sampled_metrics
 from rlhf_lightning.protocols import ModelSource, Sampler, Scorer
 from rlhf_lightning.samplers.seeds import sample_seeds
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from rlhf_lightning.data._tasks import TaskData
 
 
-class GeneratingModule(EdgeModule):
+class GeneratingModule(EpochModule):
     """A module around one causal LM that trains and is asked to generate.
 
     Args:

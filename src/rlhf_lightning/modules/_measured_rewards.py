@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf_lightning.algorithms.reward_metrics import RewardMetrics
 from rlhf_lightning.models.scoring import score_groups
-from rlhf_lightning.modules._edges import EdgeModule
 from rlhf_lightning.modules._reward_parts import samples_of
+from rlhf_lightning.modules.epoch import EpochModule
 from rlhf_lightning.reward_types import RenderedGroup, ResponseScore
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ _SAMPLES = 8
 """Held-out responses that are kept to read."""
 
 
-class MeasuredRewards(EdgeModule):
+class MeasuredRewards(EpochModule):
     """A module around one model with a scalar head, which scores held-out groups.
 
     Attributes:

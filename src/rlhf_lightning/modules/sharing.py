@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lightning import Trainer
     from torch import nn
 
-    from rlhf_lightning.modules._batches import MicroBatch
+    from rlhf_lightning.modules.batches import MicroBatch
 
 Batch = TypeVar("Batch", bound="MicroBatch")
 

@@ -1,4 +1,4 @@
-"""What every module of ours shares: epochs made when they begin, updates of micro-batches, checkpoints at the edges.
+"""What every module of ours shares: epochs made when they begin, updates of micro-batches, checkpoints between epochs.
 
 An epoch is a rollout for a policy, a stretch of updates for supervised training. All of its micro-batches are made at
 once, from the weights, the seed and the epoch's number alone, so nothing of it needs to be saved.
@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
+from lightning import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 
 from rlhf_lightning import ranks
@@ -23,8 +26,10 @@ from rlhf_lightning.algorithms.metrics import Means
 from rlhf_lightning.devices import to_device
 from rlhf_lightning.events import Events
 from rlhf_lightning.holdings import Holdings
-from rlhf_lightning.modules._batches import EpochBatches, MicroBatch
-from rlhf_lightning.modules._repeating import RepeatingModule
+from rlhf_lightning.models.cpu_memory import keep_freed_memory
+from rlhf_lightning.models.repeatable import check_repeatable, few_tokens
+from rlhf_lightning.modules.batches import EpochBatches, MicroBatch
+from rlhf_lightning.modules.checkpointing import Checkpointing
 from rlhf_lightning.modules.optim import (
     StepGuard,
     checked_norm,
@@ -38,13 +43,14 @@ from rlhf_lightning.modules.plan import check_types, check_wide
 from rlhf_lightning.modules.sharing import check_monitors, check_precision, check_ranks
 from rlhf_lightning.strategies import Sharding, sharding_of
 from rlhf_lightning.strategies.checkpoint_files import use_checkpoint_files
+from rlhf_lightning.types import PackedSequences
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
-class EdgeModule(RepeatingModule):
-    """One optimizer over named groups, automatic optimization, epochs made on demand, checkpoints at their edges.
+class EpochModule(LightningModule):
+    """One optimizer over named groups, automatic optimization, epochs made on demand, checkpoints between them.
 
     Args:
         optimizer: Makes the optimizer from the parameter groups.
@@ -57,6 +63,8 @@ class EdgeModule(RepeatingModule):
         rollout_metrics: The numbers of the epoch that is on.
         rollout_samples: Its samples.
         events: Which phase is on, and for how long.
+        sharding: How the strategy spreads models over ranks.
+        checkpointing: What checkpoints keep besides weights and optimizer.
     """
 
     def __init__(
@@ -75,8 +83,9 @@ class EdgeModule(RepeatingModule):
         self._batches: Sequence[MicroBatch] = ()
         self._update_phase = ExitStack()
         self.sharding = Sharding()
+        self.checkpointing = Checkpointing()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> EdgeModule:
+    def __deepcopy__(self, memo: dict[int, Any]) -> EpochModule:
         """For averages of weights: a copy shares what makes optimizers, which may hold the command line's parser."""
         made = memo[id(self)] = type(self).__new__(type(self))
         memo[id(self.make_optimizer)] = self.make_optimizer
@@ -101,6 +110,22 @@ class EdgeModule(RepeatingModule):
     @abstractmethod
     def models(self) -> dict[str, torch.nn.Module]:
         """The transformers models that the module holds, by name, under any adapters; sharded one by one."""
+
+    @abstractmethod
+    def parameter_groups(self) -> dict[str, Iterable[torch.nn.Parameter]]:
+        """Parameters by group name."""
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must agree on with the run that resumes it."""
+
+    def controllers(self) -> dict[str, Any]:
+        """Objects with ``state_dict`` and ``load_state_dict`` that a checkpoint must keep."""
+        return {}
+
+    def short_forwards(self) -> dict[str, tuple[torch.nn.Module, Callable[[PackedSequences], Tensor]]]:
+        """What trains, by what it is, each with a forward of it over a packed row."""
+        return {}
 
     def load_trained(self) -> None:
         """Loads the weights that train, as they are before the first update."""
@@ -189,6 +214,26 @@ class EdgeModule(RepeatingModule):
         for model in self.models().values():
             self.sharding.shard(model, trained=any(p.requires_grad for p in model.parameters()))
 
+    def on_fit_start(self) -> None:
+        """Refuses models whose forward draws at random. On CPU, steps ask for the same large blocks of memory."""
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        for name, (model, forward) in self.short_forwards().items():
+            row = to_device(few_tokens(), self.device)
+            check_repeatable(name, model, partial(self.without_training, partial(forward, row)))
+            for unit in model.modules():
+                if isinstance(unit, FSDPModule):
+                    unit.reshard()  # a root stays whole after a forward, and checkpoints are read into shards
+
+    def on_train_start(self) -> None:
+        """Callbacks find the checkpoint's numbers until there are newer ones; Lightning forgets them before this."""
+        self._publish(self.checkpointing.numbers)
+
+    def without_training(self, compute: Callable[[], T]) -> T:
+        """Runs forwards outside of a training step, at the precision of training steps; all ranks the same number."""
+        with self.trainer.precision_plugin.forward_context():
+            return self.sharding.forward(compute)
+
     # ---- one epoch --------------------------------------------------------------------------------------------------
 
     def train_batches(self) -> EpochBatches:
@@ -224,7 +269,8 @@ class EdgeModule(RepeatingModule):
     ) -> None:
         """Clips each parameter group by its own norm; a step that is not finite is not taken, but counted."""
         norms = self.sharding.clip(optimizer, self.max_grad_norm)
-        self._leave_idle(optimizer)
+        for name in self.idle_groups():
+            self.sharding.leave(optimizer, name)
         suspects = self.suspects()
         if bad := not_finite(norms):
             self._tell_skipped(norms)
@@ -239,10 +285,6 @@ class EdgeModule(RepeatingModule):
         super().optimizer_step(*args, **kwargs)
         self.sharding.forget_gradients(self.trainer.optimizers[0])
 
-    def _leave_idle(self, optimizer: Optimizer) -> None:
-        for name in self.idle_groups():
-            self.sharding.leave(optimizer, name)
-
     def _tell_skipped(self, norms: Mapping[str, Tensor]) -> None:
         size = self._batches[0].micro_batches
         update = self.trainer.fit_loop.epoch_loop.batch_idx // size
@@ -256,7 +298,7 @@ class EdgeModule(RepeatingModule):
             self._update_phase.close()
             self.rollout_metrics |= self.epoch_means()
             self.rollout_metrics |= self.events.pop_timings()
-            self._publish()
+            self._publish(self.rollout_metrics)
 
     def epoch_means(self) -> dict[str, float]:
         """What the epoch's updates gathered, and the learning rates they ended with; starts anew."""
@@ -268,20 +310,48 @@ class EdgeModule(RepeatingModule):
 
     def on_train_epoch_end(self) -> None:
         """The next epoch begins. Callbacks have seen this one's numbers; checkpoints are taken after this."""
-        self._leave_idle(self.trainer.optimizers[0])
-        self._publish()
+        for name in self.idle_groups():
+            self.sharding.leave(self.trainer.optimizers[0], name)
+        self._publish(self.rollout_metrics)
         check_monitors(self.trainer)
         self.rollout_index += 1
         self.rollout_metrics, self.rollout_samples, self._batches = {}, [], ()
 
     def on_train_end(self) -> None:
         """What was measured after the last epoch can be asked for too."""
-        self._publish()
+        self._publish(self.rollout_metrics)
 
-    def _publish(self) -> None:
-        """Puts the epoch's numbers where ``EarlyStopping``, ``ModelCheckpoint`` and tuners look, on all ranks."""
-        self.trainer.callback_metrics.update({name: torch.tensor(x) for name, x in self.rollout_metrics.items()})
+    def _publish(self, metrics: Mapping[str, float]) -> None:
+        """Puts numbers where ``EarlyStopping``, ``ModelCheckpoint`` and tuners look, on all ranks."""
+        self.trainer.callback_metrics.update({name: torch.tensor(x) for name, x in metrics.items()})
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Moves the tensors of our frozen dataclasses."""
         return to_device(batch, device)
+
+    # ---- checkpoints ------------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what a run needs to go on; takes out frozen weights."""
+        self.checkpointing.save(
+            checkpoint,
+            self,
+            self.sharding,
+            rollout_index=self.rollout_index,
+            identity=self.identity(),
+            controllers=self.controllers(),
+            numbers=self.trainer.callback_metrics,
+        )
+
+    def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        """Restores the cursor, the controllers and the kind of matrix products.
+
+        Raises:
+            ConfigError: If the checkpoint is of another model, another seed, has weights of other shapes, lacks some,
+                or holds nothing else.
+        """
+        to_train = self.trainer.state.fn == "fit"
+        self.checkpointing.check(checkpoint, self, self.sharding, identity=self.identity(), to_train=to_train)
+        self.checkpointing.number_states(checkpoint, self, self.parameter_groups())
+        self.rollout_index = checkpoint["rlhf"]["rollout_index"]
+        self.checkpointing.restore(checkpoint["rlhf"], self.controllers())
