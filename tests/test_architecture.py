@@ -31,11 +31,11 @@ FLOORS = [
         "holdings",
     },
     {"protocols", "reward_protocols", "sampler_protocols", "task_protocols", "registry", "configfiles", "border"},
-    {"algorithms", "samplers", "scorers", "models", "tasks", "data"},
+    {"algorithms", "runs", "samplers", "scorers", "models", "tasks", "data"},
     {"statistics", "pipeline", "strategies"},
     {"modules"},
-    {"callbacks", "runs", "labelling", "evaluation", "serving", "planning", "study"},
-    {"plugins", "testing", "cli", "explore", "start"},
+    {"callbacks", "labelling", "evaluation", "serving", "planning", "study"},
+    {"plugins", "testing", "cli", "start"},
 ]
 FLOOR_OF = {name: level for level, names in enumerate(FLOORS) for name in names}
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rlhf_lightning.callbacks.sample_table import as_rich
+from rlhf_lightning.callbacks.samples import as_rich
 from rlhf_lightning.evaluation.tables import print_curves
 from rlhf_lightning.shown import show_table, wrapped
 

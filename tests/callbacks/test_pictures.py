@@ -4,8 +4,8 @@ import pandas as pd
 import pytest
 from tests.fits import assert_texts_fit
 
-from rlhf_lightning.callbacks.key_metrics import KEY_METRICS, REWARD_MODEL_METRICS
-from rlhf_lightning.callbacks.plots import axis_of, draw_metric, draw_proxy_and_truth
+from rlhf_lightning.callbacks.plots import draw_metric, draw_proxy_and_truth
+from rlhf_lightning.runs.key_metrics import KEY_METRICS, REWARD_MODEL_METRICS, axis_of
 
 
 @pytest.mark.parametrize("key", [*KEY_METRICS, *REWARD_MODEL_METRICS], ids=lambda key: key.name)

@@ -2,10 +2,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from rlhf_lightning.callbacks.key_metrics import KEY_METRICS, describe
 from rlhf_lightning.callbacks.plots import draw_metric, draw_run, points_of
 from rlhf_lightning.callbacks.report import as_markdown, metrics_table, status_of, time_table
 from rlhf_lightning.runs import load_run
+from rlhf_lightning.runs.key_metrics import KEY_METRICS, describe
 
 REWARD, ACCURACY, KL, LENGTH = KEY_METRICS
 

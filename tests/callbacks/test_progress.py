@@ -6,11 +6,10 @@ import pytest
 from rich.console import Console
 
 from rlhf_lightning.callbacks import MetricsLog, PhaseProgress
-from rlhf_lightning.callbacks.key_metrics import count, duration
-from rlhf_lightning.callbacks.live import LiveDisplay
-from rlhf_lightning.callbacks.progress_view import ProgressState, ProgressView
+from rlhf_lightning.callbacks.progress import LiveDisplay, ProgressState, ProgressView
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.events import Phase
+from rlhf_lightning.runs.key_metrics import count, duration
 
 from .fake_rollouts import FakeRollouts, Supervised, fit
 

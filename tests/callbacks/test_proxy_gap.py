@@ -1,8 +1,8 @@
 import pytest
 
 from rlhf_lightning.callbacks import HeldOutEval
-from rlhf_lightning.callbacks.proxy_gap import Start, gap_since, start_of
 from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.runs.key_metrics import Start, gap_since, start_of
 
 
 def measured(accuracy, proxy, std=2.0):

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from rlhf_lightning.callbacks import SampleTable
-from rlhf_lightning.callbacks.sample_table import as_markdown, as_rich, choose
+from rlhf_lightning.callbacks.samples import as_markdown, as_rich, choose
 from rlhf_lightning.errors import ConfigError
 
 from .fake_rollouts import FakeRollouts, fit

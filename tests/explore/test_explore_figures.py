@@ -3,10 +3,9 @@ import importlib.util
 import pytest
 from tests.fits import assert_texts_fit
 
-from rlhf_lightning.callbacks.key_metrics import KEY_METRICS, REWARD_MODEL_METRICS
 from rlhf_lightning.errors import ConfigError, RunFolderError
-from rlhf_lightning.explore import browse_metrics, plot_frontier, plot_metrics
-from rlhf_lightning.explore.browse import choices
+from rlhf_lightning.runs.figures import browse_metrics, choices, plot_frontier, plot_metrics
+from rlhf_lightning.runs.key_metrics import KEY_METRICS, REWARD_MODEL_METRICS
 
 from .hand_made import METRICS, make_run
 
@@ -70,7 +69,7 @@ def test_all_metrics_can_be_chosen_and_the_key_metrics_are_at_first(runs):
 
 
 def test_without_ipywidgets_there_is_a_picture_that_says_so(runs, monkeypatch, capsys):
-    monkeypatch.setattr("rlhf_lightning.explore.browse.find_spec", lambda name: None)
+    monkeypatch.setattr("rlhf_lightning.runs.figures.find_spec", lambda name: None)
     assert browse_metrics(runs)._repr_png_().startswith(b"\x89PNG")
     assert "ipywidgets is not installed" in capsys.readouterr().out
 

@@ -4,9 +4,7 @@ from html.parser import HTMLParser
 import pytest
 
 from rlhf_lightning.errors import ConfigError, RunFolderError
-from rlhf_lightning.explore import Page, show_samples
-from rlhf_lightning.explore.colors import ABOVE, BELOW, QUANTITIES, STRONGEST, tint
-from rlhf_lightning.explore.page import safe
+from rlhf_lightning.runs.sample_page import ABOVE, BELOW, QUANTITIES, STRONGEST, Page, safe, show_samples, tint
 
 from .hand_made import SAMPLES, make_run, sample, without
 

@@ -16,8 +16,8 @@ from tests.faults.test_dead_ranks import assert_same, end, start, wait_for
 from tests.faults.test_scoring_server_down import GRPOModule, InProcessSampler, PromptData, TinyLlama
 
 from rlhf_lightning.callbacks import Preemption, RolloutCheckpoint
-from rlhf_lightning.callbacks.peers import Peer, this_process
-from rlhf_lightning.callbacks.requeue import requeue_job
+from rlhf_lightning.callbacks.preemption import requeue_job
+from rlhf_lightning.callbacks.watchdog import Peer, this_process
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.scorers import VerifierScorer
 from rlhf_lightning.tasks.arithmetic import ChainedArithmetic

@@ -8,23 +8,18 @@ from pathlib import Path
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.loggers.logger import Logger
 
-from rlhf_lightning.callbacks.checkpoint import RolloutCheckpoint
-from rlhf_lightning.callbacks.health import RunHealth
+from rlhf_lightning.callbacks.checkpoint import RewardModelExport, RolloutCheckpoint
+from rlhf_lightning.callbacks.health import RunHealth, SkippedUpdates
 from rlhf_lightning.callbacks.held_out import HeldOutEval
 from rlhf_lightning.callbacks.kl_budget import KLBudget
-from rlhf_lightning.callbacks.loggers import ResumableCSVLogger, ResumableTensorBoardLogger
-from rlhf_lightning.callbacks.metrics_log import MetricsLog
+from rlhf_lightning.callbacks.loggers import MetricsLog, ResumableCSVLogger, ResumableTensorBoardLogger
+from rlhf_lightning.callbacks.other_loggers import ShownElsewhere, TrackioLogger
 from rlhf_lightning.callbacks.plateau import PlateauReport
 from rlhf_lightning.callbacks.plots import RunPlots
 from rlhf_lightning.callbacks.preemption import Preemption
 from rlhf_lightning.callbacks.progress import PhaseProgress
 from rlhf_lightning.callbacks.report import RunReport
-from rlhf_lightning.callbacks.reward_export import RewardModelExport
-from rlhf_lightning.callbacks.sample_table import SampleTable
-from rlhf_lightning.callbacks.samples import SampleLog
-from rlhf_lightning.callbacks.shown_elsewhere import ShownElsewhere
-from rlhf_lightning.callbacks.skipped_updates import SkippedUpdates
-from rlhf_lightning.callbacks.trackio_logger import TrackioLogger
+from rlhf_lightning.callbacks.samples import SampleLog, SampleTable
 from rlhf_lightning.callbacks.watchdog import Watchdog
 from rlhf_lightning.run_layout import CHECKPOINTS_FOLDER
 

@@ -10,14 +10,13 @@ import pandas as pd
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from rlhf_lightning.callbacks.checkpoint import RolloutCheckpoint
-from rlhf_lightning.callbacks.checkpoint_files import write_checkpoint
-from rlhf_lightning.callbacks.proxy_gap import Start, gap_since, start_of
+from rlhf_lightning.callbacks.checkpoint import RolloutCheckpoint, write_checkpoint
+from rlhf_lightning.callbacks.loggers import run_dir_of
 from rlhf_lightning.callbacks.report import Section
-from rlhf_lightning.callbacks.run_folder import run_dir_of
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.registry import did_you_mean
 from rlhf_lightning.run_layout import BEST_CHECKPOINT, CHECKPOINTS_FOLDER
+from rlhf_lightning.runs.key_metrics import Start, gap_since, start_of
 
 if TYPE_CHECKING:
     from rlhf_lightning.modules.epoch import EpochModule
@@ -31,7 +30,7 @@ class HeldOutEval(Callback):
     What is measured is the module's business: greedy accuracy for policies, how well the scores tell right from wrong
     for reward models. Where a policy is trained on another score than the verifier's, what that says of the same greedy
     responses stands beside it (``held_out/proxy``), and how far it has run ahead of the truth (``held_out/gap``, see
-    :func:`~rlhf_lightning.callbacks.proxy_gap.gap_since`). The numbers stand in the row of the rollout that the same
+    :func:`~rlhf_lightning.runs.key_metrics.gap_since`). The numbers stand in the row of the rollout that the same
     weights made, so row 0 is where training began.
 
     Args:

@@ -10,8 +10,7 @@ import pandas as pd
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from rlhf_lightning.callbacks.checkpoint import RolloutCheckpoint
-from rlhf_lightning.callbacks.checkpoint_files import name_also
+from rlhf_lightning.callbacks.checkpoint import RolloutCheckpoint, name_also
 from rlhf_lightning.callbacks.held_out import HeldOutEval
 from rlhf_lightning.callbacks.report import Section
 from rlhf_lightning.errors import ConfigError

@@ -10,10 +10,10 @@ from statistics import fmean, variance
 import pandas as pd
 from lightning.pytorch.callbacks import Callback
 
-from rlhf_lightning.callbacks.key_metrics import duration
 from rlhf_lightning.callbacks.report import Section
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.registry import nearest
+from rlhf_lightning.runs.key_metrics import duration
 
 PROXIES = ("held_out/proxy", "reward/raw_mean")
 """What is optimised, the better column first."""

@@ -15,12 +15,11 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
-from rlhf_lightning.callbacks.files import after_failure
-from rlhf_lightning.callbacks.key_metrics import KeyMetric, count, key_metrics_of
-from rlhf_lightning.callbacks.proxy_gap import Start, gains_since
-from rlhf_lightning.callbacks.run_folder import run_dir_of
+from rlhf_lightning.callbacks.loggers import run_dir_of
 from rlhf_lightning.run_layout import METRICS_FILE, PLOTS_FOLDER
 from rlhf_lightning.runs import load_run
+from rlhf_lightning.runs.files import after_failure
+from rlhf_lightning.runs.key_metrics import KeyMetric, Start, axis_of, count, gains_since, key_metrics_of
 from rlhf_lightning.shown import wrapped
 
 COLOR = "#1f5fa8"
@@ -85,11 +84,6 @@ def draw_run(run_dir: str | Path) -> list[Path]:
         drawn.append(run.path / PLOTS_FOLDER / PROXY_PICTURE)
         figure.savefig(drawn[-1], dpi=130)
     return drawn
-
-
-def axis_of(metrics: pd.DataFrame) -> str:
-    """What a row of the metrics is: a rollout, or an epoch of a run that makes none."""
-    return "epoch" if "time/update" in metrics.columns and "time/rollout" not in metrics.columns else "rollout"
 
 
 def draw_proxy_and_truth(metrics: pd.DataFrame, run_name: str) -> Figure | None:

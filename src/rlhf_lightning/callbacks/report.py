@@ -17,12 +17,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from rlhf_lightning.callbacks.files import after_failure, write_whole
-from rlhf_lightning.callbacks.key_metrics import KeyMetric, count, duration, key_metrics_of
-from rlhf_lightning.callbacks.plots import PROXY_PICTURE, axis_of
-from rlhf_lightning.callbacks.run_folder import run_dir_of
+from rlhf_lightning.callbacks.loggers import run_dir_of
+from rlhf_lightning.callbacks.plots import PROXY_PICTURE
 from rlhf_lightning.run_layout import METRICS_FILE, PLOTS_FOLDER, REPORT_FILE
 from rlhf_lightning.runs import Run, load_run
+from rlhf_lightning.runs.files import after_failure, write_whole
+from rlhf_lightning.runs.key_metrics import KeyMetric, axis_of, count, duration, key_metrics_of
 from rlhf_lightning.shown import show_table
 
 OTHER_METRICS = (

@@ -1,12 +1,15 @@
-"""A rank that has died is named, and the others end with it instead of waiting for it."""
+"""A rank that is gone or does not answer ends the run, by name."""
 
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
@@ -15,8 +18,48 @@ from lightning.fabric.strategies.launchers.subprocess_script import _ChildProces
 from lightning.pytorch.callbacks import Callback
 
 from rlhf_lightning import ranks
-from rlhf_lightning.callbacks.peers import Peer, this_process
 from rlhf_lightning.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Peer:
+    """The process of a rank.
+
+    Attributes:
+        rank: Its number.
+        host: The name of its machine.
+        pid: Its number there.
+        namespace: In which the number is counted: containers of one machine count their own.
+    """
+
+    rank: int
+    host: str
+    pid: int
+    namespace: str
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} (host {self.host}, pid {self.pid})"
+
+    def is_gone(self) -> bool:
+        """Whether the process has ended; False where that cannot be seen from here."""
+        here = this_process()
+        if not self.namespace or (self.host, self.namespace) != (here.host, here.namespace):
+            return False
+        try:
+            state = Path(f"/proc/{self.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+        except OSError:
+            return True
+        return state in "ZX"
+
+
+def this_process() -> Peer:
+    """This rank's own; without Linux's /proc, without a namespace."""
+    try:
+        namespace = str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        namespace = ""
+    return Peer(ranks.rank(), socket.gethostname(), os.getpid(), namespace)
+
 
 _OF_PEERS = ("gloo", "NCCL", "Connection", "peer", "TCPStore")
 """What the messages of collectives name that fail for another rank's sake."""

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rlhf_lightning.callbacks.files import append, write_whole
 from rlhf_lightning.errors import RunFolderError
+from rlhf_lightning.runs.files import append, write_whole
 
 
 class Output:

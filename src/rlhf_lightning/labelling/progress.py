@@ -9,7 +9,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from rlhf_lightning.callbacks.key_metrics import count, duration
+from rlhf_lightning.runs.key_metrics import count, duration
 
 
 class JobProgress:

@@ -1,8 +1,7 @@
 """A run folder as tables: ``load_run("runs/quickstart").metrics`` is a DataFrame with one row a rollout."""
 
 from rlhf_lightning.runs.files import complete_lines, parse_json_line, read_jsonl, read_metrics, read_table
-from rlhf_lightning.runs.run import Run, find_runs, load_run
-from rlhf_lightning.runs.tables import compare, frontier, labels
+from rlhf_lightning.runs.run import Run, compare, find_runs, frontier, labels, load_run
 
 __all__ = [
     "Run",

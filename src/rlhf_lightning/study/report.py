@@ -8,9 +8,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from rlhf_lightning.callbacks.files import write_whole
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.run_layout import REPORT_FILE
+from rlhf_lightning.runs.files import write_whole
 from rlhf_lightning.study import figures, reward_figures, training_figures
 from rlhf_lightning.study.drawing import LackingError
 from rlhf_lightning.study.paper import FINDINGS

@@ -11,7 +11,7 @@ from rlhf_lightning.errors import RunFolderError
 from rlhf_lightning.evaluation.best_of_n import LAST, TABLE_FILES
 from rlhf_lightning.evaluation.curves import BASELINES
 from rlhf_lightning.runs import Run, load_run
-from rlhf_lightning.runs.tables import KL
+from rlhf_lightning.runs.run import KL
 from rlhf_lightning.study.levers import PART
 from rlhf_lightning.study.pieces import Piece
 from rlhf_lightning.study.state import Study

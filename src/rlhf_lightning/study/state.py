@@ -10,9 +10,9 @@ from pathlib import Path
 
 import yaml
 
-from rlhf_lightning.callbacks.files import write_whole
 from rlhf_lightning.errors import ConfigError, RunFolderError
 from rlhf_lightning.run_layout import newest_checkpoint
+from rlhf_lightning.runs.files import write_whole
 from rlhf_lightning.study.pieces import Piece, fingerprint, make_pieces
 from rlhf_lightning.study.spec import LOGS_FOLDER, STATE_FOLDER, Axis, read_axes, read_parts
 

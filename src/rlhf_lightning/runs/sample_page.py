@@ -1,16 +1,117 @@
-"""Responses of a run as HTML, best first, each token on a background that says what was measured of it."""
+"""Responses of a run for notebooks, with their tokens coloured."""
 
 from __future__ import annotations
 
+import html
+import math
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from rlhf_lightning.errors import ConfigError, RunFolderError
-from rlhf_lightning.explore.colors import ABOVE, BELOW, QUANTITIES, STRONGEST, Quantity, tint
-from rlhf_lightning.explore.page import Page, safe
 from rlhf_lightning.registry import check_choice
 from rlhf_lightning.runs import Run
+
+RUN_COLORS = ("#1f5fa8", "#c2410c", "#0f766e", "#7c3aed", "#b45309", "#be185d", "#4d7c0f", "#64748b")
+"""One a run, the first again after the last."""
+
+ABOVE, BELOW = (234, 88, 12), (37, 99, 235)
+"""Red, green and blue of the two ends; people who are colour-blind tell these two apart."""
+
+STRONGEST = 0.5
+"""Opacity at the ends."""
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """What tokens can be coloured by.
+
+    Attributes:
+        column: Its column in a run's tokens.
+        title: What it is, for the legend.
+        unit: Its unit ("" for none).
+        lacking: Why a run may not have it.
+        signed: Whether it can be below zero.
+    """
+
+    column: str
+    title: str
+    unit: str
+    lacking: str
+    signed: bool = True
+
+
+_NO_REFERENCE = "had no reference (give it a KL term)"
+
+QUANTITIES = {
+    quantity.column: quantity
+    for quantity in (
+        Quantity(
+            "log_ratio", "log-ratio of policy to reference, log π(token) − log π_ref(token)", "nats", _NO_REFERENCE
+        ),
+        Quantity("kl_k1", "KL to the reference, k1 estimate (for one token, the log-ratio)", "nats", _NO_REFERENCE),
+        Quantity("kl_k3", "KL to the reference, k3 estimate (never negative)", "nats", _NO_REFERENCE, signed=False),
+        Quantity("value", "critic's value before the token", "reward", "had no critic (PPOModule has one)"),
+        Quantity("advantage", "advantage of the token, as the loss weighs it", "", "logged none"),
+        Quantity("logprob", "log-prob under the policy that sampled", "nats", "logged none"),
+    )
+}
+"""By column."""
+
+
+def tint(value: float, limit: float) -> str:
+    """The background of a value: clear at 0, strongest at ``limit`` and beyond; clear if it is not a number.
+
+    Args:
+        value: The number.
+        limit: Where the scale ends; positive.
+    """
+    if math.isnan(value):
+        return "transparent"
+    red, green, blue = ABOVE if value > 0 else BELOW
+    share = 0.0 if limit <= 0 else min(abs(value) / limit, 1.0)
+    return f"rgba({red},{green},{blue},{STRONGEST * share:.3f})"
+
+
+_CONTROLS = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {127: 0x2421}
+_CONTROLS |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+
+
+@dataclass(frozen=True)
+class Page:
+    """HTML.
+
+    Attributes:
+        html: The body.
+    """
+
+    html: str
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+    def save(self, path: str | Path, *, title: str = "samples") -> Path:
+        """Writes it as a file that a browser opens, in the reader's light or dark theme.
+
+        Args:
+            path: Where to.
+            title: The window's title.
+        """
+        head = (
+            f'<!doctype html><html><head><meta charset="utf-8"><title>{safe(title)}</title>'
+            "<style>:root{color-scheme:light dark}body{margin:1.5rem;max-width:70rem}</style></head>"
+        )
+        Path(path).write_text(f"{head}<body>{self.html}</body></html>\n", encoding="utf-8")
+        return Path(path)
+
+
+def safe(text: str) -> str:
+    """Text as HTML that shows it: nothing in it is markup, and control characters are seen instead of obeyed."""
+    whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return html.escape(whole.translate(_CONTROLS), quote=True)
+
 
 ORDERS = ("reward", "advantage")
 

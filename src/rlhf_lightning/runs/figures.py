@@ -1,9 +1,11 @@
-"""Figures of one run or several, on one colour a run."""
+"""Figures of runs for notebooks: metrics, the KL-reward frontier, and a browser of both."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,11 +13,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from rlhf_lightning.callbacks.key_metrics import KeyMetric, key_metrics_of
-from rlhf_lightning.callbacks.plots import axis_of
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.explore.colors import RUN_COLORS
 from rlhf_lightning.runs import Run, frontier, labels
+from rlhf_lightning.runs.key_metrics import KeyMetric, axis_of, key_metrics_of
+from rlhf_lightning.runs.sample_page import RUN_COLORS
 from rlhf_lightning.shown import wrapped
 
 _WIDTH, _HEIGHT = 5.0, 3.4
@@ -163,3 +164,53 @@ def _several(runs: Run | Sequence[Run]) -> list[Run]:
     if not found:
         raise ConfigError("there is no run to draw")
     return found
+
+
+_AXES = ("rollout", "prompts_seen")
+
+
+def browse_metrics(runs: Run | Sequence[Run]) -> Any:
+    """Lets a reader choose metrics, axis and smoothing; without ipywidgets, draws the key metrics and says so.
+
+    Args:
+        runs: One run or several.
+
+    Returns:
+        A widget, or a figure where the package ``ipywidgets`` is not installed.
+
+    Raises:
+        ConfigError: If there is no run or nothing to draw.
+    """
+    found = [runs] if isinstance(runs, Run) else list(runs)
+    figure = plot_metrics(found)
+    if find_spec("ipywidgets") is None:
+        print("ipywidgets is not installed, so these are the key metrics and nothing to choose from.")
+        print("For a chooser: pip install 'rlhf-lightning[notebooks]'. Any metric: plot_metrics(runs, ['NAME', ...])")
+        return figure
+    return _widget(found)
+
+
+def choices(runs: Sequence[Run]) -> tuple[list[str], list[str]]:
+    """The metrics that can be chosen, by name, and those that are chosen at first: the key metrics."""
+    known = {str(name) for run in runs for name in run.metrics.columns} - set(_AXES)
+    first = [key.column_in(known) for key in key_metrics_of(known)]
+    return sorted(known), [name for name in first if name is not None]
+
+
+def _widget(runs: Sequence[Run]) -> Any:
+    import ipywidgets as widgets
+    from IPython.display import display
+
+    known, first = choices(runs)
+    axes = [name for name in _AXES if all(name in run.metrics.columns for run in runs)]
+
+    def draw(metrics: tuple[str, ...], against: str, smooth: int) -> None:
+        display(plot_metrics(runs, metrics, against=against, smooth=smooth))
+
+    rows = min(len(known), 10)
+    return widgets.interactive(
+        draw,
+        metrics=widgets.SelectMultiple(options=known, value=first[:2], rows=rows, description="metrics"),
+        against=widgets.ToggleButtons(options=axes, description="against"),
+        smooth=widgets.IntSlider(value=1, min=1, max=50, description="smooth over", continuous_update=False),
+    )
