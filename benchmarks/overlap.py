@@ -28,11 +28,11 @@ from torch import Tensor
 
 from rlhf_lightning.algorithms.losses import Importance
 from rlhf_lightning.data.prompts import PromptData
+from rlhf_lightning.data.tasks.arithmetic import ChainedArithmetic
 from rlhf_lightning.models import TinyLlama
 from rlhf_lightning.modules.grpo import GRPOModule
 from rlhf_lightning.protocols import Sampler
 from rlhf_lightning.samplers import InProcessSampler
-from rlhf_lightning.tasks.arithmetic import ChainedArithmetic
 from rlhf_lightning.types import Prompt, Rollout, SamplingParams
 
 SIZES = {"prompts_per_rollout": 16, "samples_per_prompt": 8, "updates_per_rollout": 4, "token_budget": 2048}

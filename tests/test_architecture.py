@@ -31,7 +31,7 @@ FLOORS = [
         "holdings",
     },
     {"protocols", "reward_protocols", "sampler_protocols", "task_protocols", "registry", "configfiles", "border"},
-    {"algorithms", "runs", "samplers", "scorers", "models", "tasks", "data"},
+    {"algorithms", "runs", "samplers", "scorers", "models", "data"},
     {"statistics", "pipeline", "strategies"},
     {"modules"},
     {"callbacks", "labelling", "evaluation", "serving", "planning", "study"},

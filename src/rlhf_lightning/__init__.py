@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from rlhf_lightning.data.demonstrations import DemonstrationData
     from rlhf_lightning.data.prompts import PromptData
     from rlhf_lightning.data.reward_data import RewardData
+    from rlhf_lightning.data.tasks import ChainedArithmetic, JsonlTask, ParquetTask, ReasoningGym
     from rlhf_lightning.models import EmbeddedArithmetic, Folder, Hub, LoRA, SmolLM2, TinyLlama
     from rlhf_lightning.modules import GRPOModule, PPOModule, RewardModel, SFTModule
     from rlhf_lightning.registry import register
     from rlhf_lightning.samplers import DynamicSampler, InProcessSampler, RemoteSampler, VLLMSampler
     from rlhf_lightning.scorers import FormatScorer, FunctionScorer, RewardModelScorer, VerifierScorer
-    from rlhf_lightning.tasks import ChainedArithmetic, JsonlTask, ParquetTask, ReasoningGym
     from rlhf_lightning.types import Demonstration, Problem
 
 _serve_old_paths()
@@ -35,7 +35,7 @@ _PLACES = {
     "registry": ("register",),
     "samplers": ("DynamicSampler", "InProcessSampler", "RemoteSampler", "VLLMSampler"),
     "scorers": ("FormatScorer", "FunctionScorer", "RewardModelScorer", "VerifierScorer"),
-    "tasks": ("ChainedArithmetic", "JsonlTask", "ParquetTask", "ReasoningGym"),
+    "data.tasks": ("ChainedArithmetic", "JsonlTask", "ParquetTask", "ReasoningGym"),
     "types": ("Demonstration", "Problem"),
 }
 _PLACE_OF = {name: place for place, names in _PLACES.items() for name in names}

@@ -11,7 +11,7 @@ BUILTIN_PACKAGES = (
     "samplers",
     "scorers",
     "algorithms",
-    "tasks",
+    "data.tasks",
     "models",
     "data.reward_sources",
 )

@@ -212,7 +212,7 @@ class RewardSource(ABC):
 
     @abstractmethod
     def question_key(self, index: int) -> int:
-        """A number of the group's question: :func:`rlhf_lightning.data.questions.question_number`, in every source."""
+        """A number of the group's question: :func:`rlhf_lightning.data.rows.question_number`, in every source."""
 
     def counts(self) -> Mapping[str, int]:
         """How much there is beside groups, by name (``responses``, ``pairs``, ``labelled steps``), as far as known."""

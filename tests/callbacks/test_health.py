@@ -45,7 +45,7 @@ def test_a_run_in_which_all_scores_fail_ends_at_once(tmp_path, capsys):
 
 
 def test_a_file_task_without_its_verifiers_package_is_refused_before_anything_is_made(tmp_path, capsys, monkeypatch):
-    from rlhf_lightning.tasks import verifiers
+    from rlhf_lightning.data.tasks import verifiers
 
     def missing(module):
         raise ModuleNotFoundError(f"No module named {module!r}", name=module)

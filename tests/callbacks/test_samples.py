@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rlhf_lightning.callbacks import SampleLog
-from rlhf_lightning.callbacks.samples import as_line, rewind_samples, spread
+from rlhf_lightning.callbacks.samples import as_line, evenly, rewind_samples
 from rlhf_lightning.errors import ConfigError, RunFolderError
 from rlhf_lightning.runs import read_jsonl
 
@@ -14,9 +14,9 @@ from .fake_rollouts import FakeRollouts, fit
 
 
 def test_spread_takes_even_distances_from_the_first():
-    assert list(spread(range(16), 4)) == [0, 4, 8, 12]
-    assert list(spread(range(10), 4)) == [0, 2, 5, 7]
-    assert list(spread(range(3), 4)) == [0, 1, 2]
+    assert list(evenly(range(16), 4)) == [0, 4, 8, 12]
+    assert list(evenly(range(10), 4)) == [0, 2, 5, 7]
+    assert list(evenly(range(3), 4)) == [0, 1, 2]
 
 
 @pytest.mark.parametrize(("per_rollout", "names"), [(2, ["r0.0", "r0.8"]), ("all", [f"r0.{i}" for i in range(16)])])

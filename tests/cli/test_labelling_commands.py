@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_lightning.data.reward_sources.solutions import Solutions
+from rlhf_lightning.data.reward_sources.responses import Solutions
 
 SAMPLE = ["sample", "--config", "tiny/sample.yaml", "--prompts", "6", "--samples", "4"]
 LABEL = ["label-steps", "--config", "tiny/label_steps.yaml", "--rollouts", "2"]

@@ -8,9 +8,8 @@ import pytest
 from cli_fakes import FakeRewardModule
 
 from rlhf_lightning.data.reward_data import RewardData
-from rlhf_lightning.data.reward_sources.demonstrations import Demonstrations
-from rlhf_lightning.data.reward_sources.solutions import Solutions
-from rlhf_lightning.tasks import ChainedArithmetic
+from rlhf_lightning.data.reward_sources.responses import Demonstrations, Solutions
+from rlhf_lightning.data.tasks import ChainedArithmetic
 
 CONFIG = """\
 model:
@@ -68,7 +67,7 @@ def test_a_source_may_be_appended_on_the_command_line(rlhf):
 def test_a_data_module_without_its_package_and_saved_configurations_read_back(rlhf, folder):
     assert rlhf("fit", "--config", "rm.yaml", "--run.name=first").code == 0
     saved = next(folder.rglob("config.yaml"))
-    assert "rlhf_lightning.data.reward_sources.demonstrations.Demonstrations" in saved.read_text()
+    assert "rlhf_lightning.data.reward_sources.responses.Demonstrations" in saved.read_text()
     FakeRewardModule.data.clear()
     assert rlhf("fit", "--config", str(saved), "--run.name=second").code == 0
     assert [source.label for source in made().sources] == ["chained_arithmetic", "solutions"]

@@ -3,10 +3,9 @@ from datetime import date
 import pytest
 from tests.chats import FAMILIES, GEMMA, LLAMA, QWEN, family_tokenizer
 
-from rlhf_lightning.data.chat import end_of_turn
 from rlhf_lightning.data.demonstrations import DemonstrationData
 from rlhf_lightning.data.prompts import PromptData
-from rlhf_lightning.data.render import Renderer
+from rlhf_lightning.data.render import Renderer, end_of_turn
 from rlhf_lightning.errors import ConfigError, DataError, ModelSourceError
 from rlhf_lightning.types import Problem
 

@@ -4,8 +4,8 @@ import logging
 import pytest
 
 from rlhf_lightning.data.demonstrations import DemonstrationData
+from rlhf_lightning.data.tasks import ChainedArithmetic
 from rlhf_lightning.errors import ConfigError, DataError
-from rlhf_lightning.tasks import ChainedArithmetic
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@ from collections import Counter
 
 import pytest
 
-from rlhf_lightning.data.mixing import Mixture
+from rlhf_lightning.data.order import Mixture
 
 
 def test_the_proportions_of_the_paper_hold_in_every_batch_of_ten():

@@ -4,8 +4,7 @@ import sys
 
 import pytest
 
-from rlhf_lightning.data.order import PromptOrder
-from rlhf_lightning.data.seeding import derive_seed
+from rlhf_lightning.data.order import PromptOrder, derive_seed
 
 
 def test_each_epoch_is_a_fresh_permutation():
@@ -34,7 +33,7 @@ def test_an_order_of_nothing_is_refused():
 
 def test_seeds_are_the_same_in_another_process_and_all_apart():
     parts = [("a", 1), ("a", 2), ("b", 1), (1, 2), (12,), ("1", 2), ()]
-    code = "import json, sys; from rlhf_lightning.data.seeding import derive_seed; "
+    code = "import json, sys; from rlhf_lightning.data.order import derive_seed; "
     code += f"print(json.dumps([derive_seed(*p) for p in {parts!r}]))"
     there = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
     here = [derive_seed(*p) for p in parts]

@@ -5,8 +5,8 @@ import pytest
 from lightning import LightningModule, Trainer
 
 from rlhf_lightning.data.prompts import PromptData
+from rlhf_lightning.data.tasks import ChainedArithmetic, JsonlTask
 from rlhf_lightning.errors import ConfigError, DataError
-from rlhf_lightning.tasks import ChainedArithmetic, JsonlTask
 
 LETTERS = list("abcdefghij")
 

@@ -8,16 +8,15 @@ from collections import Counter
 import pytest
 from lightning.pytorch import LightningModule, Trainer
 
-from rlhf_lightning.data.questions import question_number
+from rlhf_lightning.data.judged import RenderedGroups
 from rlhf_lightning.data.render import Renderer
-from rlhf_lightning.data.rendered import RenderedGroups
 from rlhf_lightning.data.reward_data import RewardData
-from rlhf_lightning.data.reward_sources.demonstrations import Demonstrations
-from rlhf_lightning.data.reward_sources.solutions import Solutions
+from rlhf_lightning.data.reward_sources.responses import Demonstrations, Solutions
+from rlhf_lightning.data.rows import question_number
+from rlhf_lightning.data.tasks import ChainedArithmetic
 from rlhf_lightning.errors import ConfigError, DataError, ModelSourceError, PartError
 from rlhf_lightning.protocols import RewardSource
 from rlhf_lightning.reward_types import JudgedGroup, JudgedResponse, Pair, Step
-from rlhf_lightning.tasks import ChainedArithmetic
 from rlhf_lightning.types import Problem
 
 

@@ -5,8 +5,7 @@ import logging
 
 import pytest
 
-from rlhf_lightning.data.reward_sources.demonstrations import Demonstrations
-from rlhf_lightning.data.reward_sources.solutions import Solutions
+from rlhf_lightning.data.reward_sources.responses import Demonstrations, Solutions
 from rlhf_lightning.errors import ConfigError, DataError
 from rlhf_lightning.protocols import Task
 from rlhf_lightning.reward_types import JudgedGroup, JudgedResponse, Step

@@ -6,8 +6,7 @@ import pytest
 
 from rlhf_lightning.data.judged import render_groups
 from rlhf_lightning.data.render import Renderer
-from rlhf_lightning.data.reward_sources.prm800k import PRM800K
-from rlhf_lightning.data.reward_sources.steps import MathShepherd, Steps
+from rlhf_lightning.data.reward_sources.labelled_steps import PRM800K, MathShepherd, Steps
 from rlhf_lightning.errors import ConfigError, DataError
 from rlhf_lightning.reward_types import JudgedResponse, Step
 

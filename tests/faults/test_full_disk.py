@@ -10,9 +10,9 @@ from tests.faults.test_dead_ranks import end, start
 from tests.faults.test_scoring_server_down import GRPOModule, InProcessSampler, PromptData, TinyLlama
 
 from rlhf_lightning.callbacks import RolloutCheckpoint
+from rlhf_lightning.data.tasks.arithmetic import ChainedArithmetic
 from rlhf_lightning.errors import RunFolderError
 from rlhf_lightning.scorers import VerifierScorer
-from rlhf_lightning.tasks.arithmetic import ChainedArithmetic
 
 
 def fit(folder, monkeypatch, spoil):

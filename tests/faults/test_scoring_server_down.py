@@ -10,6 +10,7 @@ from tests.served import running
 
 from rlhf_lightning.callbacks import RolloutCheckpoint
 from rlhf_lightning.data.prompts import PromptData
+from rlhf_lightning.data.tasks.arithmetic import ChainedArithmetic
 from rlhf_lightning.errors import RemoteError
 from rlhf_lightning.models import TinyLlama
 from rlhf_lightning.modules import GRPOModule
@@ -17,7 +18,6 @@ from rlhf_lightning.samplers import InProcessSampler
 from rlhf_lightning.scorers import RemoteScorer
 from rlhf_lightning.scorers.judge import RewardJudge
 from rlhf_lightning.serving.server import ScoreServer
-from rlhf_lightning.tasks.arithmetic import ChainedArithmetic
 
 
 @contextmanager

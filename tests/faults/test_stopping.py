@@ -18,9 +18,9 @@ from tests.faults.test_scoring_server_down import GRPOModule, InProcessSampler, 
 from rlhf_lightning.callbacks import Preemption, RolloutCheckpoint
 from rlhf_lightning.callbacks.preemption import requeue_job
 from rlhf_lightning.callbacks.watchdog import Peer, this_process
+from rlhf_lightning.data.tasks.arithmetic import ChainedArithmetic
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.scorers import VerifierScorer
-from rlhf_lightning.tasks.arithmetic import ChainedArithmetic
 
 
 class Ask(Callback):

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
+from rlhf_lightning.data.tasks import ChainedArithmetic
 from rlhf_lightning.models.tiny import TinyLlama
 from rlhf_lightning.protocols import Sampler
 from rlhf_lightning.samplers._rollout import to_rollout
 from rlhf_lightning.samplers.scripted import _padded
-from rlhf_lightning.tasks import ChainedArithmetic
 from rlhf_lightning.types import SamplingParams
 
 TASK = ChainedArithmetic(terms=4, max_operand=9, held_out=20)

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from rlhf_lightning.data.tasks import ChainedArithmetic
 from rlhf_lightning.labelling import LabelSteps, SampleSolutions
 from rlhf_lightning.models.sources import EmbeddedArithmetic
 from rlhf_lightning.samplers import InProcessSampler
-from rlhf_lightning.tasks import ChainedArithmetic
 
 TASK = ChainedArithmetic(held_out=20)
 

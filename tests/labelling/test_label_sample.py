@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from rlhf_lightning.data.tasks import ChainedArithmetic
 from rlhf_lightning.errors import ConfigError, RunFolderError
 from rlhf_lightning.labelling import SampleSolutions
 from rlhf_lightning.models.sources import EmbeddedArithmetic
 from rlhf_lightning.samplers import InProcessSampler
-from rlhf_lightning.tasks import ChainedArithmetic
 
 
 class Stops(InProcessSampler):

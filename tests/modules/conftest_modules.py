@@ -7,11 +7,11 @@ import torch
 from lightning import Trainer
 
 from rlhf_lightning.data.prompts import PromptData
+from rlhf_lightning.data.tasks.arithmetic import ChainedArithmetic
 from rlhf_lightning.models import TinyLlama
 from rlhf_lightning.modules import GRPOModule, PPOModule
 from rlhf_lightning.protocols import Scorer
 from rlhf_lightning.samplers import InProcessSampler
-from rlhf_lightning.tasks.arithmetic import ChainedArithmetic
 from rlhf_lightning.types import Scores
 
 

@@ -6,11 +6,10 @@ from typing import Any
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
-from rlhf_lightning.data.judged import render_groups
+from rlhf_lightning.data.judged import render_groups, step_ends
 from rlhf_lightning.data.render import Renderer
-from rlhf_lightning.data.steps import step_ends
+from rlhf_lightning.data.tasks.arithmetic import ChainedArithmetic
 from rlhf_lightning.reward_types import JudgedGroup, JudgedResponse, Pair, RenderedGroup, Step
-from rlhf_lightning.tasks.arithmetic import ChainedArithmetic
 
 
 def judged_groups(count: int, *, solutions: int = 3, pairs_every: int = 3, **task: Any) -> list[JudgedGroup]:

@@ -10,11 +10,11 @@ from conftest_modules import EvenTokens, grpo, ppo, prompts, trainer
 
 from rlhf_lightning.algorithms.metrics import Means
 from rlhf_lightning.border import check_any_succeeded, checked_rollout, checked_scores
+from rlhf_lightning.data.tasks.arithmetic import ChainedArithmetic
 from rlhf_lightning.errors import ConfigError, PartError
 from rlhf_lightning.protocols import AdvantageEstimator, Metric, PolicyLoss, RewardTransform, Scorer
 from rlhf_lightning.samplers._choice import choose
 from rlhf_lightning.scorers import VerifierScorer, combine
-from rlhf_lightning.tasks.arithmetic import ChainedArithmetic
 from rlhf_lightning.types import Advantages, Problem, Prompt, Rewards, Rollout, SamplingParams, Scores, StepScores
 
 

@@ -16,12 +16,12 @@ from rlhf_lightning.callbacks import HeldOutEval, KLBudget, MetricsLog, RolloutC
 from rlhf_lightning.callbacks.loggers import ResumableCSVLogger
 from rlhf_lightning.data.demonstrations import DemonstrationData
 from rlhf_lightning.data.prompts import PromptData
+from rlhf_lightning.data.tasks.arithmetic import ChainedArithmetic
 from rlhf_lightning.models import EmbeddedArithmetic, TinyLlama
 from rlhf_lightning.modules import RewardModel, SFTModule
 from rlhf_lightning.runs import load_run
 from rlhf_lightning.samplers import DynamicSampler, InProcessSampler
 from rlhf_lightning.scorers import VerifierScorer
-from rlhf_lightning.tasks.arithmetic import ChainedArithmetic
 
 TABLE = [
     [cell.strip() for cell in line.strip("|").split(" | ")]

@@ -10,6 +10,7 @@ from tests.families import Family, plain_logprobs, write
 from rlhf_lightning.algorithms.losses import Importance
 from rlhf_lightning.callbacks import RewardModelExport
 from rlhf_lightning.data.demonstrations import DemonstrationData
+from rlhf_lightning.data.tasks.arithmetic import ChainedArithmetic
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.models import LoRA
 from rlhf_lightning.models.prepare import skeleton
@@ -19,7 +20,6 @@ from rlhf_lightning.models.scoring import score_groups
 from rlhf_lightning.models.sources import Folder
 from rlhf_lightning.modules import RewardModel, SFTModule
 from rlhf_lightning.scorers import RewardModelScorer
-from rlhf_lightning.tasks.arithmetic import ChainedArithmetic
 
 LFM2 = {"layer_types": ["conv", "conv", "full_attention"], "num_hidden_layers": 3}
 ALL = [

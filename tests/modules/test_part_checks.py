@@ -27,6 +27,7 @@ from rlhf_lightning.algorithms.transforms import (
     SoftOverlong,
     Whiten,
 )
+from rlhf_lightning.data.tasks.arithmetic import ChainedArithmetic
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.labelling.sample import SampleSolutions
 from rlhf_lightning.labelling.steps import LabelSteps
@@ -36,7 +37,6 @@ from rlhf_lightning.pipeline import transform
 from rlhf_lightning.protocols import RewardTransform
 from rlhf_lightning.samplers import DynamicSampler, InProcessSampler
 from rlhf_lightning.scorers import RewardModelScorer, VerifierScorer, combine
-from rlhf_lightning.tasks.arithmetic import ChainedArithmetic
 from rlhf_lightning.testing import check_advantage, check_reward_transform
 from rlhf_lightning.types import Rewards, TokenRewards
 

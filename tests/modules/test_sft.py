@@ -5,11 +5,11 @@ import torch
 from conftest_modules import trainer
 
 from rlhf_lightning.data.demonstrations import DemonstrationData
+from rlhf_lightning.data.tasks.arithmetic import ChainedArithmetic
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.models import TinyLlama
 from rlhf_lightning.modules import SFTModule
 from rlhf_lightning.samplers import InProcessSampler
-from rlhf_lightning.tasks.arithmetic import ChainedArithmetic
 
 
 def module(**changed):

@@ -9,6 +9,7 @@ from reward_fakes import FakeRewardData
 
 from rlhf_lightning.algorithms.kl import KLTerm
 from rlhf_lightning.data.demonstrations import DemonstrationData
+from rlhf_lightning.data.tasks.arithmetic import ChainedArithmetic
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.models import Folder, LoRA, TinyLlama
 from rlhf_lightning.models.reward_folder import RewardModelFolder
@@ -16,7 +17,6 @@ from rlhf_lightning.models.run_policy import RunPolicy
 from rlhf_lightning.models.sources import EMBEDDED
 from rlhf_lightning.modules import RewardModel, SFTModule
 from rlhf_lightning.strategies import Sharding
-from rlhf_lightning.tasks.arithmetic import ChainedArithmetic
 
 NARROW = partial(Folder, str(EMBEDDED / "arithmetic"), dtype="bfloat16")
 SLOW = partial(torch.optim.AdamW, lr=1e-6, betas=(0.9, 0.95), weight_decay=0.0)

@@ -6,12 +6,12 @@ import json
 
 import pytest
 
-from rlhf_lightning.data.questions import question_number
+from rlhf_lightning.data.rows import question_number
+from rlhf_lightning.data.tasks import ChainedArithmetic
 from rlhf_lightning.plugins import load_builtins
 from rlhf_lightning.protocols import RewardSource
 from rlhf_lightning.registry import plugins, resolve
 from rlhf_lightning.reward_types import JudgedGroup, JudgedResponse, Pair, Step
-from rlhf_lightning.tasks import ChainedArithmetic
 from rlhf_lightning.testing import check_plugin
 from rlhf_lightning.types import Problem
 

@@ -28,13 +28,13 @@ from rlhf_lightning.algorithms.losses import Clip, ClipCov, Importance, KLCov
 from rlhf_lightning.callbacks import HeldOutEval, KLBudget, RolloutCheckpoint
 from rlhf_lightning.data.demonstrations import DemonstrationData
 from rlhf_lightning.data.prompts import PromptData
+from rlhf_lightning.data.tasks.arithmetic import ChainedArithmetic
 from rlhf_lightning.grouping import join_rollouts
 from rlhf_lightning.models import LoRA, TinyLlama
 from rlhf_lightning.modules import GRPOModule, PPOModule, RewardModel, SFTModule
 from rlhf_lightning.samplers import InProcessSampler
 from rlhf_lightning.scorers import RewardModelScorer
 from rlhf_lightning.strategies import strategy_named
-from rlhf_lightning.tasks.arithmetic import ChainedArithmetic
 
 Made = tuple[LightningModule, Any]
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from math_pairs import PAIRS
 
+from rlhf_lightning.data.tasks import JsonlTask
+from rlhf_lightning.data.tasks.math_clean import clean
+from rlhf_lightning.data.tasks.math_text import find_answer, last_boxed
+from rlhf_lightning.data.tasks.verifiers import last_number, math_answer, numeric
 from rlhf_lightning.errors import DataError
 from rlhf_lightning.scorers import VerifierScorer
-from rlhf_lightning.tasks import JsonlTask
-from rlhf_lightning.tasks.math_clean import clean
-from rlhf_lightning.tasks.math_text import find_answer, last_boxed
-from rlhf_lightning.tasks.verifiers import last_number, math_answer, numeric
 
 pytest.importorskip("math_verify")
 

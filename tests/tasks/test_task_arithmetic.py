@@ -4,8 +4,8 @@ from itertools import islice, permutations
 
 import pytest
 
+from rlhf_lightning.data.tasks import ChainedArithmetic
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.tasks import ChainedArithmetic
 from rlhf_lightning.types import Problem
 
 PROBLEM = Problem("7+15+12", "7+15+12=", "34", {"operands": (7, 15, 12)})

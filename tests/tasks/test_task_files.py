@@ -5,8 +5,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rlhf_lightning.data.tasks import JsonlTask, ParquetTask
 from rlhf_lightning.errors import ConfigError, DataError
-from rlhf_lightning.tasks import JsonlTask, ParquetTask
 
 
 def write(path, rows):

@@ -5,9 +5,9 @@ import pickle
 
 import pytest
 
+from rlhf_lightning.data.tasks import JsonlTask
+from rlhf_lightning.data.tasks.function import FunctionVerifier, UserFunction
 from rlhf_lightning.errors import ConfigError, DataError
-from rlhf_lightning.tasks import JsonlTask
-from rlhf_lightning.tasks.function import FunctionVerifier, UserFunction
 from rlhf_lightning.types import Problem
 
 PROBLEM = Problem("p", "2+2?", "4", {"place": "a.jsonl, line 1", "fields": {"level": 3, "answer": "the sum is 4"}})

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rlhf_lightning.data.tasks import FileTask, JsonlTask
 from rlhf_lightning.errors import ConfigError, DataError
-from rlhf_lightning.tasks import FileTask, JsonlTask
 
 ABOVE = [folder / "shared" / "benchmarks" for folder in Path(__file__).parents[3:]]
 REAL = next((folder for folder in ABOVE if folder.is_dir()), None)

@@ -2,8 +2,8 @@ import pickle
 
 import pytest
 
+from rlhf_lightning.data.tasks import ReasoningGym
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.tasks import ReasoningGym
 from rlhf_lightning.types import Problem
 
 pytest.importorskip("reasoning_gym")

@@ -2,9 +2,9 @@ from fractions import Fraction
 
 import pytest
 
+from rlhf_lightning.data.tasks import verifiers
+from rlhf_lightning.data.tasks.verifiers import READINGS, exact_match, last_number, math_answer, numeric
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.tasks import verifiers
-from rlhf_lightning.tasks.verifiers import READINGS, exact_match, last_number, math_answer, numeric
 
 
 @pytest.mark.parametrize(

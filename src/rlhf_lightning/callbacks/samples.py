@@ -88,7 +88,7 @@ class SampleLog(Callback):
         self._details = {}
 
     def _chosen(self, numbers: Sequence[int]) -> Sequence[int]:
-        return numbers if self.per_rollout == "all" else spread(numbers, self.per_rollout)
+        return numbers if self.per_rollout == "all" else evenly(numbers, self.per_rollout)
 
 
 def rewind_samples(path: Path, rollout: int) -> None:
@@ -103,7 +103,7 @@ def rewind_samples(path: Path, rollout: int) -> None:
         write_whole(path, "".join(f"{line}\n" for line in kept))
 
 
-def spread(items: Sequence[_T], count: int) -> Sequence[_T]:
+def evenly(items: Sequence[_T], count: int) -> Sequence[_T]:
     """``count`` of the items at even distances, the first one included; all if there are no more."""
     return items if len(items) <= count else [items[i * len(items) // count] for i in range(count)]
 

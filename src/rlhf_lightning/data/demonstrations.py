@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from rlhf_lightning.data._tasks import TaskData, as_list, described, spread
 from rlhf_lightning.data.order import PromptOrder
+from rlhf_lightning.data.prompts import TaskData, as_list, described, evenly
 from rlhf_lightning.data.row_files import open_rows
 from rlhf_lightning.data.rows import ON_BAD_ROW, Field, Row, question_key
 from rlhf_lightning.errors import ConfigError, DataError
@@ -94,7 +94,7 @@ class DemonstrationData(TaskData):
         super().check()
         self._sources = None
         sources = self._load()
-        looked_at = range(len(sources)) if self.path is not None or self.drop_long else spread(len(sources))
+        looked_at = range(len(sources)) if self.path is not None or self.drop_long else evenly(len(sources))
         fitting = self._fitting_examples(looked_at)
         if self.drop_long and len(fitting) < len(sources):
             self._sources = [sources[prompt.index] for prompt, _ in fitting]

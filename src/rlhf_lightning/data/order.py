@@ -1,12 +1,28 @@
-"""The order in which a data set is gone through, a function of (seed, position) alone: nothing to save and restore."""
+"""Which examples come when: seeds, permutations, mixtures of sources, and what is held out."""
 
 from __future__ import annotations
 
+import hashlib
+import math
+from collections.abc import Sequence
+from fractions import Fraction
 from functools import lru_cache
 
 import torch
 
-from rlhf_lightning.data.seeding import derive_seed
+
+def derive_seed(*parts: int | str) -> int:
+    """A 31-bit seed from any mix of numbers and texts: the same on every machine, in every process.
+
+    Args:
+        parts: What the seed is for, as ``("held-out", 7)``. Order and types count: ``(1, 2)``, ``(12,)`` and
+            ``("1", 2)`` give unrelated seeds.
+
+    Returns:
+        An integer in [0, 2³¹), which every generator in use accepts.
+    """
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") & 0x7FFF_FFFF
 
 
 class PromptOrder:
@@ -46,3 +62,63 @@ class PromptOrder:
 def _permutation(size: int, seed: int, epoch: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(derive_seed("order", seed, epoch))
     return torch.randperm(size, generator=generator)
+
+
+class Mixture:
+    """Which source stands at each position.
+
+    Among the first n positions the first source stands ``⌊n·p₁ + ½⌋`` times; the positions left to the others are
+    shared in the same way, the second source first. So no count of the first source in any stretch is off by 1, and no
+    other's by 2 (by ``1 + q`` for a source with share q of what its predecessors leave, and so on).
+
+    Args:
+        weights: What each source's share is proportional to.
+
+    Raises:
+        ValueError: If there are none, or one is not a finite positive number.
+    """
+
+    def __init__(self, weights: Sequence[float]) -> None:
+        if not weights or any(not math.isfinite(w) or w <= 0 for w in weights):
+            raise ValueError(f"proportions must be positive numbers, got {list(weights)}")
+        exact = [Fraction(str(weight)) for weight in weights]
+        self.shares: tuple[float, ...] = tuple(float(w / sum(exact)) for w in exact)
+        self._of_rest = [weight / sum(exact[i:]) for i, weight in enumerate(exact)]
+
+    def counts(self, positions: int) -> tuple[int, ...]:
+        """How often each source stands among the first ``positions`` positions."""
+        found, left = [], positions
+        for share in self._of_rest:
+            taken = math.floor(left * share + Fraction(1, 2))
+            found.append(taken)
+            left -= taken
+        return tuple(found)
+
+    def take(self, start: int, count: int) -> list[tuple[int, int]]:
+        """For each of ``count`` positions from ``start`` on: its source, and how often that one stood before."""
+        found, before = [], self.counts(start)
+        for position in range(start + 1, start + count + 1):
+            after = self.counts(position)
+            which = next(i for i, (a, b) in enumerate(zip(before, after, strict=True)) if a != b)
+            found.append((which, before[which]))
+            before = after
+        return found
+
+
+def held_out_keys(keys: Sequence[Sequence[int]], fraction: float, seed: int) -> set[int]:
+    """The questions to hold out of several sources.
+
+    Each question has a number in [0, 1) that the seed gives it, and those below ``fraction`` are held out; so a
+    question is on the same side in every source, and in every subset of a source. That each source has a held-out
+    question, its lowest one is held out too.
+
+    Args:
+        keys: The questions of each source; one may stand there again and again.
+        fraction: Share of the questions to hold out; 0 holds out none.
+        seed: Of the choice.
+    """
+    if fraction <= 0:
+        return set()
+    number = {key: derive_seed("held-out", seed, key) for source in keys for key in source}
+    below = {key for key, value in number.items() if value < fraction * 2**31}
+    return below | {min(source, key=lambda key: (number[key], key)) for source in keys if len(source)}

@@ -1,20 +1,242 @@
-"""The prompts of reinforcement learning."""
+"""Prompts of tasks: what data modules share, rendering to tokens that fit, and the prompts of each rollout."""
 
 from __future__ import annotations
 
+import logging
+import warnings
+from abc import abstractmethod
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rlhf_lightning.data._tasks import TaskData, as_list, spread
-from rlhf_lightning.data.order import PromptOrder
-from rlhf_lightning.data.render import Placed
-from rlhf_lightning.data.seeding import derive_seed
-from rlhf_lightning.errors import DataError
+from lightning import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
+from torch.utils.data import DataLoader
+
+from rlhf_lightning.data.order import PromptOrder, derive_seed
+from rlhf_lightning.data.render import Placed, Renderer
+from rlhf_lightning.errors import ConfigError, DataError
 from rlhf_lightning.protocols import Task
-from rlhf_lightning.types import Prompt
+from rlhf_lightning.types import Problem, Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class EpochData(LightningDataModule):
+    """Hands the module's own batches to the trainer, and batches of what is held out to everything but fitting."""
+
+    @abstractmethod
+    def held_out_batches(self) -> DataLoader[Any]:
+        """Lists of ``eval_batch_size`` held-out items."""
+
+    def train_dataloader(self) -> Iterable[Any]:
+        """The batches that the module makes of this data, fresh each epoch.
+
+        Raises:
+            ConfigError: If the model is no module of ours and makes none.
+        """
+        module = self.trainer.lightning_module  # type: ignore[union-attr]
+        if not hasattr(module, "train_batches"):
+            raise ConfigError(f"model {type(module).__name__} makes no batches of this data (it lacks train_batches)")
+        return module.train_batches()  # type: ignore[operator, no-any-return]
+
+    def val_dataloader(self) -> Any:
+        """Batches of what is held out for ``validate``; none while fitting, where a callback evaluates."""
+        if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
+            return self.held_out_batches()
+        warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")  # it is meant to be
+        return []
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Batches of what is held out."""
+        return self.held_out_batches()
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Batches of what is held out."""
+        return self.held_out_batches()
+
+
+_log = logging.getLogger(__name__)
+_SPREAD = 256
+
+
+@dataclass(frozen=True)
+class Room:
+    """How many tokens fit.
+
+    Attributes:
+        context: Longest sequence the model takes, None where it has no limit.
+        response: Tokens set aside for the response.
+        prompt: The user's own limit on prompts, if any.
+
+    Raises:
+        ConfigError: If the response leaves no room for a prompt.
+    """
+
+    context: int | None = None
+    response: int = 0
+    prompt: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.context is not None and self.response >= self.context:
+            raise ConfigError(
+                f"max_new_tokens ({self.response}) leaves no room for a prompt in a context of {self.context} tokens"
+            )
+
+    @property
+    def for_prompt(self) -> int | None:
+        """Most tokens of a prompt; None is no limit."""
+        limits = [self.prompt, None if self.context is None else self.context - self.response]
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    def fits(self, prompt: Prompt) -> bool:
+        """Whether the prompt does."""
+        return self.for_prompt is None or len(prompt.tokens) <= self.for_prompt
+
+    def __str__(self) -> str:
+        context = f"context {self.context}, less {self.response} for the response" if self.context else ""
+        own = f"max_prompt_tokens {self.prompt}" if self.prompt is not None else ""
+        return "; ".join(part for part in (context, own) if part)
+
+
+class TaskData(EpochData):
+    """Tasks and their held-out prompts. Use :class:`PromptData` or :class:`DemonstrationData`.
+
+    Args:
+        tasks: The tasks; their names must differ.
+        chat: Whether prompts go through the tokenizer's chat template.
+        system: The system's turn of chats that begin with none of their own.
+        chat_template_kwargs: What else the chat template is told.
+        max_prompt_tokens: Longest prompt, where the context itself is not limit enough.
+        drop_long: Leave out what is too long, with a warning that counts it, instead of refusing it.
+        eval_batch_size: Prompts a batch in validation, test and predict.
+        seed: Run seed.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        chat: bool,
+        system: str | None,
+        max_prompt_tokens: int | None,
+        drop_long: bool,
+        eval_batch_size: int,
+        seed: int,
+        chat_template_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self._tasks = {task.name: task for task in tasks}
+        if len(self._tasks) < len(tasks):
+            raise ConfigError(f"data: two tasks have one name ({[t.name for t in tasks]}); give one another label")
+        for key, value in {"max_prompt_tokens": max_prompt_tokens, "eval_batch_size": eval_batch_size}.items():
+            if value is not None and value < 1:
+                raise ConfigError(f"data: {key} must be at least 1, got {value}")
+        self.chat, self.system, self.max_prompt_tokens = chat, system, max_prompt_tokens
+        self.drop_long, self.eval_batch_size, self.seed = drop_long, eval_batch_size, seed
+        self.chat_template_kwargs = chat_template_kwargs
+        self.room = Room(prompt=max_prompt_tokens)
+        self._renderer: Renderer | None = None
+        self._held_out: list[Prompt] = []
+
+    @property
+    def tasks(self) -> Mapping[str, Task]:
+        """The tasks by name, as scorers want them."""
+        return dict(self._tasks)
+
+    @property
+    def renderer(self) -> Renderer:
+        """Renders with the bound tokenizer.
+
+        Raises:
+            RuntimeError: If none is bound yet.
+        """
+        if self._renderer is None:
+            raise RuntimeError(f"{type(self).__name__}: call bind_tokenizer before asking for prompts")
+        return self._renderer
+
+    def bind_tokenizer(
+        self, tokenizer: PreTrainedTokenizerBase, context_length: int | None = None, max_new_tokens: int = 0
+    ) -> None:
+        """Gives the tokenizer, then checks all that can be checked without weights.
+
+        Args:
+            tokenizer: The policy's.
+            context_length: Longest sequence the model takes; None where it has no limit.
+            max_new_tokens: Room to leave for the response.
+
+        Raises:
+            RLHFError: As :meth:`check`; if a chat template is asked for and there is none; if there is no room.
+        """
+        self.room = Room(context_length, max_new_tokens, self.max_prompt_tokens)
+        self._renderer = Renderer(tokenizer, self.chat, self.system, self.chat_template_kwargs)
+        self.check()
+
+    def check(self) -> None:
+        """Refuses empty sets of prompts and those that do not fit.
+
+        Problems in memory (from files) are all looked at; of those made on demand, every held-out one and 256 spread
+        over the training set, and each other when it is drawn.
+
+        Raises:
+            DataError: Naming the prompt, where it comes from, its length and the limit.
+        """
+        self._held_out = []
+        for task in self._tasks.values():
+            problems = task.held_out_problems()
+            if not problems:
+                raise DataError(f"task {task.name}: the held-out set is empty")
+            start = len(self._held_out)
+            rendered = self.renderer.render([(task.name, start + i, p) for i, p in enumerate(problems)])
+            self._held_out += self.fitting(rendered, "held-out prompts")
+
+    def held_out_prompts(self) -> list[Prompt]:
+        """The held-out prompts of all tasks, in a fixed order."""
+        self.renderer  # noqa: B018  # says so when no tokenizer is bound
+        return list(self._held_out)
+
+    def fitting(self, prompts: Sequence[Prompt], what: str) -> list[Prompt]:
+        """The prompts that fit; those that do not are refused, or dropped with a warning, as ``drop_long`` says."""
+        for prompt in prompts:
+            if not prompt.tokens:
+                raise DataError(f"{described(prompt.task, prompt.problem)} is empty: it has no tokens")
+        fitting = [prompt for prompt in prompts if self.room.fits(prompt)]
+        if len(fitting) == len(prompts):
+            return fitting
+        long = next(prompt for prompt in prompts if not self.room.fits(prompt))
+        where = described(long.task, long.problem)
+        if not self.drop_long or not fitting:
+            raise DataError(
+                f"{where} has {len(long.tokens)} tokens, but at most {self.room.for_prompt} fit ({self.room}). Shorten "
+                "it, make room, or set data's drop_long: true to leave out the prompts that are too long"
+            )
+        _log.warning("%d of %d %s are too long and left out", len(prompts) - len(fitting), len(prompts), what)
+        return fitting
+
+    def held_out_batches(self) -> DataLoader[Prompt]:
+        """Lists of ``eval_batch_size`` held-out prompts."""
+        prompts: Any = self.held_out_prompts()
+        return DataLoader(prompts, batch_size=self.eval_batch_size, collate_fn=list)
+
+
+def as_list(task: Task | Sequence[Task] | None) -> list[Task]:
+    """One task, several or none, as a list."""
+    return [] if task is None else [task] if isinstance(task, Task) else list(task)
+
+
+def evenly(size: int) -> range:
+    """At most 256 indices, evenly spread over ``size``."""
+    return range(0, size, max(1, -(-size // _SPREAD)))
+
+
+def described(task: str, problem: Problem) -> str:
+    """A problem in a message: its task, id and place in its file, and how it begins."""
+    place = problem.metadata.get("place")
+    beginning = problem.question if len(problem.question) <= 40 else problem.question[:40] + "…"
+    return f"prompt {beginning!r} (task {task}, problem {problem.id}{f', {place}' if place else ''})"
 
 
 class PromptData(TaskData):
@@ -125,7 +347,7 @@ class PromptData(TaskData):
         return [
             start + i
             for start, problems in sets
-            for i in (range(len(problems)) if isinstance(problems, list) else spread(len(problems)))
+            for i in (range(len(problems)) if isinstance(problems, list) else evenly(len(problems)))
         ]
 
     def _fitting(self, indices: Iterable[int]) -> list[Prompt]:

@@ -9,15 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader
 
-from rlhf_lightning.data._edges import EdgeData
-from rlhf_lightning.data._tasks import spread
-from rlhf_lightning.data.held_out import held_out_keys
-from rlhf_lightning.data.lengths import LengthLimit
-from rlhf_lightning.data.mixing import Mixture
-from rlhf_lightning.data.order import PromptOrder
+from rlhf_lightning.data.judged import LengthLimit, RenderedGroups
+from rlhf_lightning.data.order import Mixture, PromptOrder, derive_seed, held_out_keys
+from rlhf_lightning.data.prompts import EpochData, evenly
 from rlhf_lightning.data.render import Renderer
-from rlhf_lightning.data.rendered import RenderedGroups
-from rlhf_lightning.data.seeding import derive_seed
 from rlhf_lightning.errors import ConfigError, DataError
 from rlhf_lightning.protocols import RewardSource
 from rlhf_lightning.reward_types import RenderedGroup
@@ -32,7 +27,7 @@ LOOK_AT_ALL = 4096
 _AT_ONCE = 256
 
 
-class RewardData(EdgeData):
+class RewardData(EpochData):
     """Training and held-out groups of judged responses.
 
     Which groups a stretch of training gets is a function of (seed, position) alone: :class:`Mixture` says which source
@@ -151,7 +146,7 @@ class RewardData(EdgeData):
         for number in range(len(self.sources)):
             self._held_out[number] = self._fitting(number, self._held_out[number], "held-out groups")
             train = self._train[number]
-            looked_at = train if self.drop_long or len(train) <= LOOK_AT_ALL else [train[i] for i in spread(len(train))]
+            looked_at = train if self.drop_long or len(train) <= LOOK_AT_ALL else [train[i] for i in evenly(len(train))]
             fitting = self._fitting(number, looked_at, "groups")
             self._train[number] = fitting if self.drop_long else train
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,7 @@ from typing import Any, NoReturn
 
 from rlhf_lightning.errors import DataError
 from rlhf_lightning.registry import did_you_mean
+from rlhf_lightning.types import Problem
 
 ON_BAD_ROW = ("error", "skip")
 """What can be done about a malformed row."""
@@ -240,3 +242,17 @@ def _part(part: Any) -> str | None:
     if isinstance(part, Mapping) and part.get("type", "text") == "text":
         part = part.get("text") if part.get("text") is not None else part.get("value")
     return part if isinstance(part, str) else None
+
+
+def question_number(problem: Problem) -> int:
+    """A 63-bit number of the question, whatever its white space.
+
+    A conversation (``metadata["messages"]``) counts with all its turns; one of a single user's turn is the same as that
+    turn's text.
+
+    Args:
+        problem: What is asked.
+    """
+    text = problem.whole_question
+    digest = hashlib.blake2b(question_key(text).encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from rlhf_lightning.data.seeding import derive_seed
+from rlhf_lightning.data.order import derive_seed
 from rlhf_lightning.labelling.prefixes import Key, Steps
 from rlhf_lightning.labelling.rollouts import Responder
 from rlhf_lightning.labelling.step_methods import Count, StepMethod

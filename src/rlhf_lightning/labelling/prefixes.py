@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from rlhf_lightning.data.judged import step_ends, step_starts
 from rlhf_lightning.data.render import Encoded, Renderer
-from rlhf_lightning.data.steps import step_ends, step_starts
 from rlhf_lightning.labelling.solutions import Solution
 from rlhf_lightning.types import Prompt
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-from rlhf_lightning.data._tasks import as_list
+from rlhf_lightning.data.judged import step_starts
+from rlhf_lightning.data.prompts import as_list
 from rlhf_lightning.data.render import Renderer
-from rlhf_lightning.data.steps import step_starts
 from rlhf_lightning.errors import ConfigError, DataError, RunFolderError
 from rlhf_lightning.labelling.completions import Completions
 from rlhf_lightning.labelling.output import Output

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
-from rlhf_lightning.data.seeding import derive_seed
+from rlhf_lightning.data.order import derive_seed
 from rlhf_lightning.holdings import POLICY, HeldModel
 from rlhf_lightning.models.context import context_length
 from rlhf_lightning.models.export import rehearse
@@ -31,7 +31,7 @@ from rlhf_lightning.types import PackedSequences, Prompt
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from rlhf_lightning.data._tasks import TaskData
+    from rlhf_lightning.data.prompts import TaskData
 
 
 class GeneratingModule(EpochModule):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rlhf_lightning.algorithms.kl import DEFAULT_ESTIMATORS, KLTerm, KLTerms
 from rlhf_lightning.border import check_any_succeeded
-from rlhf_lightning.data.seeding import derive_seed
+from rlhf_lightning.data.order import derive_seed
 from rlhf_lightning.data.update_batches import TRUNCATIONS, updates_of
 from rlhf_lightning.functional import AGGREGATION_MODES
 from rlhf_lightning.holdings import Forward, Holdings, Updates

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from rlhf_lightning.data.chat import end_of_turn
+from rlhf_lightning.data.render import end_of_turn
 from rlhf_lightning.samplers.texts import decoded
 
 if TYPE_CHECKING:

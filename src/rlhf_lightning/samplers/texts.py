@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
-from rlhf_lightning.data.chat import end_of_turn
+from rlhf_lightning.data.render import end_of_turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from rlhf_lightning.data.steps import step_ends
+from rlhf_lightning.data.judged import step_ends
 from rlhf_lightning.reward_types import ResponseScore
 from rlhf_lightning.samplers.texts import decoded
 from rlhf_lightning.types import Rollout, StepScores

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from rlhf_lightning.data.tasks.function import UserFunction
 from rlhf_lightning.protocols import Task
 from rlhf_lightning.registry import register
 from rlhf_lightning.scorers._child import Judge
 from rlhf_lightning.scorers._isolated import IsolatedScorer
-from rlhf_lightning.tasks.function import UserFunction
 from rlhf_lightning.types import Rollout, Scores
 
 
@@ -16,9 +16,10 @@ from rlhf_lightning.types import Rollout, Scores
 class FunctionScorer(IsolatedScorer):
     """What a function of one's own returns: ``scorers: [{name: function, path: my_reward.py:reward}]``.
 
-    :class:`~rlhf_lightning.tasks.function.UserFunction` says what it is called with. It runs in processes of its own,
-    as verifiers do: one that hangs, raises, takes too much memory, ends its process or returns no finite number costs
-    only the responses of that call (``failure_score``, ``score/failed``), and the first reason of a rollout is logged.
+    :class:`~rlhf_lightning.data.tasks.function.UserFunction` says what it is called with. It runs in processes of its
+    own, as verifiers do: one that hangs, raises, takes too much memory, ends its process or returns no finite number
+    costs only the responses of that call (``failure_score``, ``score/failed``), and the first reason of a rollout is
+    logged.
     The file is only parsed when the configuration is read, and run in those processes when training is about to start.
 
     Args:
@@ -33,7 +34,7 @@ class FunctionScorer(IsolatedScorer):
         label: Name under which the scores are logged; the function's when not given.
 
     Raises:
-        ConfigError: If a value is out of range, or as :class:`~rlhf_lightning.tasks.function.UserFunction`.
+        ConfigError: If a value is out of range, or as :class:`~rlhf_lightning.data.tasks.function.UserFunction`.
     """
 
     def __init__(

@@ -12,10 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from rlhf_lightning.data.chat import has_template
-from rlhf_lightning.data.judged import render_groups
-from rlhf_lightning.data.render import Renderer
-from rlhf_lightning.data.steps import step_ends
+from rlhf_lightning.data.judged import render_groups, step_ends
+from rlhf_lightning.data.render import Renderer, has_template
 from rlhf_lightning.errors import ConfigError, ModelSourceError
 from rlhf_lightning.functional.step_scores import STEP_AGGREGATIONS, aggregate_steps
 from rlhf_lightning.models.context import longest_sequence

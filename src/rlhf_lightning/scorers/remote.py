@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from rlhf_lightning.data.steps import step_ends
+from rlhf_lightning.data.judged import step_ends
 from rlhf_lightning.errors import ConfigError, RemoteError, RLHFError
 from rlhf_lightning.functional.step_scores import STEP_AGGREGATIONS
 from rlhf_lightning.protocols import Scorer

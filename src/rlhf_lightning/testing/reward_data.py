@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 
-from rlhf_lightning.data.questions import question_number
+from rlhf_lightning.data.rows import question_number
 from rlhf_lightning.protocols import RewardSource
 from rlhf_lightning.reward_types import JudgedGroup, JudgedResponse
 from rlhf_lightning.testing.report import Check, violated

@@ -104,8 +104,7 @@ def make_prompts(
     Raises:
         ConfigError: If a chat template is asked for and the tokenizer has none, or a prompt has no token.
     """
-    from rlhf_lightning.data.chat import has_template
-    from rlhf_lightning.data.render import Renderer
+    from rlhf_lightning.data.render import Renderer, has_template
     from rlhf_lightning.types import Problem
 
     if chat and not has_template(tokenizer):

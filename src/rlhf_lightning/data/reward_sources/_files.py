@@ -9,10 +9,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from rlhf_lightning.data.questions import question_number
+from rlhf_lightning.data.order import derive_seed
 from rlhf_lightning.data.row_files import RowFile, open_rows
-from rlhf_lightning.data.rows import ON_BAD_ROW, Field
-from rlhf_lightning.data.seeding import derive_seed
+from rlhf_lightning.data.rows import ON_BAD_ROW, Field, question_number
 from rlhf_lightning.errors import ConfigError, DataError
 from rlhf_lightning.protocols import RewardSource
 from rlhf_lightning.registry import check_choice

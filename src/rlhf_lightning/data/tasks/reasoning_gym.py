@@ -8,11 +8,11 @@ from functools import cached_property
 from itertools import product
 from typing import Any
 
-from rlhf_lightning.data.seeding import derive_seed
+from rlhf_lightning.data.order import derive_seed
+from rlhf_lightning.data.tasks.verifiers import compile_pattern, extract, optional_package
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.protocols import Task
 from rlhf_lightning.registry import check_choice, register
-from rlhf_lightning.tasks.verifiers import compile_pattern, extract, optional_package
 from rlhf_lightning.types import Problem
 
 _PLACE = "{question}"

@@ -10,13 +10,12 @@ from functools import cache
 from importlib import import_module
 from types import ModuleType
 
+from rlhf_lightning.data.tasks.math_clean import check_readable, clean
+from rlhf_lightning.data.tasks.math_equal import same
+from rlhf_lightning.data.tasks.math_text import find_answer, last_boxed
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.protocols import AnswerVerifier
 from rlhf_lightning.registry import check_choice, plugins, register, resolve
-from rlhf_lightning.tasks.math_clean import check_readable, clean
-from rlhf_lightning.tasks.math_equal import same
-from rlhf_lightning.tasks.math_text import find_answer
-from rlhf_lightning.tasks.math_text import last_boxed as last_boxed
 from rlhf_lightning.types import Problem
 
 _NUMBER = re.compile(
@@ -48,9 +47,9 @@ def numeric(reference: str, answer: str) -> float:
 def math_answer(reference: str, answer: str) -> float:
     r"""1 if the answer that a response gives is the reference, as mathematics: in LaTeX or plain, boxed, bare or said.
 
-    :func:`~rlhf_lightning.tasks.math_text.find_answer` says where the answer stands (what stands last counts), and
-    :mod:`~rlhf_lightning.tasks.math_equal` how it is compared. No time limit of its own: sympy can take for ever, so
-    call it through the ``verifier`` scorer, which stops it.
+    :func:`~rlhf_lightning.data.tasks.math_text.find_answer` says where the answer stands (what stands last counts), and
+    :mod:`~rlhf_lightning.data.tasks.math_equal` how it is compared. No time limit of its own: sympy can take for ever,
+    so call it through the ``verifier`` scorer, which stops it.
 
     Raises:
         ConfigError: If the package math-verify is not installed.

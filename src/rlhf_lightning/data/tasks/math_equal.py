@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from itertools import pairwise, permutations
 from typing import Any, Literal
 
-from rlhf_lightning.tasks.math_clean import clean
-from rlhf_lightning.tasks.math_values import equal, expression, multiple, same_values, without_unit
+from rlhf_lightning.data.tasks.math_clean import clean
+from rlhf_lightning.data.tasks.math_values import equal, expression, multiple, same_values, without_unit
 
 Kind = Literal["leaf", "list", "set", "tuple", "region", "equation", "matrix"]
 _PAIRS = {"(": ")", "[": "]", "⟦": "⟧", "{": "}", "|": "|"}

@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from rlhf_lightning.data.order import derive_seed
 from rlhf_lightning.data.row_files import RowFile, open_rows
 from rlhf_lightning.data.rows import ON_BAD_ROW, Field, Row, question_key
-from rlhf_lightning.data.seeding import derive_seed
+from rlhf_lightning.data.tasks.presets import PRESETS, whole_text
+from rlhf_lightning.data.tasks.verifiers import compile_pattern, extract, find_verifier
 from rlhf_lightning.errors import ConfigError, DataError
 from rlhf_lightning.protocols import AnswerVerifier, Task
 from rlhf_lightning.registry import check_choice, register
-from rlhf_lightning.tasks.presets import PRESETS, whole_text
-from rlhf_lightning.tasks.verifiers import compile_pattern, extract, find_verifier
 from rlhf_lightning.types import Demonstration, Problem
 
 _log = logging.getLogger(__name__)

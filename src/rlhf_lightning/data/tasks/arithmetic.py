@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from itertools import islice, product
 
-from rlhf_lightning.data.seeding import derive_seed
+from rlhf_lightning.data.order import derive_seed
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.protocols import Task
 from rlhf_lightning.registry import register

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from string import ascii_uppercase
 
 from rlhf_lightning.data.rows import Field, Row
+from rlhf_lightning.data.tasks.verifiers import last_boxed
 from rlhf_lightning.errors import ConfigError, DataError
-from rlhf_lightning.tasks.verifiers import last_boxed
 
 _PLACEHOLDER = re.compile(r"\{\{([A-Za-z_][\w.]*)\}\}|\{([A-Za-z_][\w.\[\]-]*)(:letters)?\}")
 _COMMAND = re.compile(r"\\[A-Za-z]+$")

@@ -6,7 +6,7 @@ import re
 import unicodedata
 from typing import Any
 
-from rlhf_lightning.tasks.math_text import BOX, group_end
+from rlhf_lightning.data.tasks.math_text import BOX, group_end
 
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _SIGNS = {

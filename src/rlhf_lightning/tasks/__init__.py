@@ -1,7 +1,0 @@
-"""Tasks: problems to train on, held-out problems that never meet them, and the verifier of answers."""
-
-from rlhf_lightning.tasks.arithmetic import ChainedArithmetic
-from rlhf_lightning.tasks.files import FileTask, JsonlTask, ParquetTask
-from rlhf_lightning.tasks.reasoning_gym import ReasoningGym
-
-__all__ = ["ChainedArithmetic", "FileTask", "JsonlTask", "ParquetTask", "ReasoningGym"]
