@@ -27,7 +27,7 @@ FLOORS = [
         "run_layout",
         "functional",
         "ranks",
-        "grouping",
+        "axes",
         "holdings",
     },
     {"protocols", "reward_protocols", "sampler_protocols", "task_protocols", "registry", "configfiles", "border"},

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from rlhf_lightning import ranks
+from rlhf_lightning.axes import fitted, join, rows_of, take
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.grouping import join_rollouts, join_scores, take_groups, take_scores
 from rlhf_lightning.modules.sharing import check_ranks, for_all_ranks, own_batches
 from rlhf_lightning.types import Problem, Prompt, Rollout, SamplingParams, Scores, StepScores
 
@@ -105,13 +105,13 @@ def rollout(lengths, start=0):
 
 def test_rollouts_join_and_part_again():
     first, second = rollout([3, 1, 2, 2]), rollout([1, 5], start=4)
-    whole = join_rollouts([first, second])
+    whole = join([first, second])
     assert whole.tokens.shape == (6, 5) and whole.lengths.tolist() == [3, 1, 2, 2, 1, 5]
     assert [prompt.problem.id for prompt in whole.prompts] == ["0", "1", "4"]
-    back = take_groups(whole, [2, 0])
+    back = whole.take_groups([2, 0])
     assert back.texts == ("4", "5", "0", "1") and back.weights_version == 7
     assert back.tokens[1].tolist() == [500, 501, 502, 503, 504] and back.tokens[3].tolist() == [100, 0, 0, 0, 0]
-    assert take_groups(whole, [1]).tokens.shape == (2, 2)
+    assert whole.take_groups([1]).tokens.shape == (2, 2)
 
 
 def test_scores_join_and_part_with_their_steps():
@@ -120,13 +120,15 @@ def test_scores_join_and_part_with_their_steps():
         own = torch.tensor(values)
         return Scores(own, {"a": own * 10}, own > 2, steps)
 
-    whole = join_scores([scored([1.0, 2.0], 3), scored([3.0, 4.0], 1)], width=4)
+    whole = fitted(join([scored([1.0, 2.0], 3), scored([3.0, 4.0], 1)]), T=4)
     assert whole.steps.values.sum(1).tolist() == [3, 3, 1, 1] and whole.steps.ends.shape == (4, 4)
-    part = take_scores(whole, [1], group_size=2, width=2)
+    part = fitted(take(whole, B=rows_of([1], 2)), T=2)
     assert part.values.tolist() == [3, 4] and part.parts["a"].tolist() == [30, 40] and part.failed.all()
     assert part.steps.values.tolist() == [[1, 0], [1, 0]]
     stepless = Scores(torch.ones(2), {"a": torch.ones(2)}, torch.zeros(2, dtype=torch.bool))
-    assert join_scores([stepless, scored([1.0, 2.0], 3)], width=3).steps is None
+    assert join([stepless, stepless]).steps is None
+    mixed = join([stepless, scored([1.0, 2.0], 3)]).steps  # responses without scores have no steps
+    assert mixed.ends.tolist() == [[False] * 3] * 2 + [[True] * 3] * 2 and mixed.values.sum(1).tolist() == [0, 0, 3, 3]
 
 
 ENDS = """

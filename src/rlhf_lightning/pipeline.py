@@ -11,8 +11,8 @@ from torch import Tensor
 
 from rlhf_lightning import statistics
 from rlhf_lightning.algorithms.kl import KLTerm
+from rlhf_lightning.axes import to_device
 from rlhf_lightning.border import Border, checked_rollout, checked_scores, metric_value, part_name
-from rlhf_lightning.devices import to_device
 from rlhf_lightning.events import Events
 from rlhf_lightning.protocols import AdvantageEstimator, FurtherPrompts, Metric, RewardTransform, Sampler, Scorer
 from rlhf_lightning.types import Experience, Prompt, Rewards, Rollout, Scores, TokenRewards

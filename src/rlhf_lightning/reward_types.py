@@ -7,10 +7,11 @@ these.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from rlhf_lightning.axes import axes
 from rlhf_lightning.types import PackedSequences, Problem
 
 
@@ -114,14 +115,14 @@ class RewardBatch:
     """
 
     packed: PackedSequences
-    places: Tensor
-    final: Tensor
-    labels: Tensor
-    label_weights: Tensor
-    chosen: Tensor
-    rejected: Tensor
-    margins: Tensor
-    pair_weights: Tensor
+    places: Tensor = field(metadata=axes("K"))
+    final: Tensor = field(metadata=axes("B"))
+    labels: Tensor = field(metadata=axes("K"))
+    label_weights: Tensor = field(metadata=axes("K"))
+    chosen: Tensor = field(metadata=axes("n"))
+    rejected: Tensor = field(metadata=axes("n"))
+    margins: Tensor = field(metadata=axes("n"))
+    pair_weights: Tensor = field(metadata=axes("n"))
     update: int
     micro_batches: int
 

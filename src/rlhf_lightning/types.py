@@ -2,16 +2,21 @@
 
 Axis suffixes used everywhere: ``_P`` prompt, ``_G`` sample in a group, ``_B`` = P·G flat with groups contiguous,
 ``_T`` response token (right-padded), ``_S`` reasoning step. A mask is True where a token counts. Log-probs are in nats.
+
+Each field says its axes (:mod:`rlhf_lightning.axes`), and all that only passes values on goes by them. A per-token
+tensor of your own needs no field: it goes into ``columns``, by name, where it is made, and is read from
+``UpdateBatch.columns``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from rlhf_lightning.axes import axes, fitted, rows_of, take
 from rlhf_lightning.prompt_types import Demonstration as Demonstration
 from rlhf_lightning.prompt_types import Problem as Problem
 from rlhf_lightning.prompt_types import Prompt as Prompt
@@ -35,12 +40,12 @@ class Rollout:
         weights_version: Version of the policy weights they were drawn from.
     """
 
-    prompts: tuple[Prompt, ...]
-    tokens: Tensor
-    mask: Tensor
-    logprobs: Tensor
-    finished: Tensor
-    texts: tuple[str, ...]
+    prompts: tuple[Prompt, ...] = field(metadata=axes("P"))
+    tokens: Tensor = field(metadata=axes("B T"))
+    mask: Tensor = field(metadata=axes("B T"))
+    logprobs: Tensor = field(metadata=axes("B T"))
+    finished: Tensor = field(metadata=axes("B"))
+    texts: tuple[str, ...] = field(metadata=axes("B"))
     params: SamplingParams
     weights_version: int = 0
 
@@ -58,6 +63,11 @@ class Rollout:
         """The prompt of flat sequence ``sequence``."""
         return self.prompts[sequence // self.group_size]
 
+    def take_groups(self, groups: Sequence[int]) -> Rollout:
+        """The groups of these numbers, in this order, as wide as their longest response."""
+        rows = rows_of(groups, self.group_size)
+        return take(fitted(self, T=int(self.lengths[rows].max())), P=groups, B=rows)
+
 
 @dataclass(frozen=True)
 class StepScores:
@@ -68,8 +78,8 @@ class StepScores:
         ends: (B, T) True on the last token of a step; within the response's mask.
     """
 
-    values: Tensor
-    ends: Tensor
+    values: Tensor = field(metadata=axes("B T"))
+    ends: Tensor = field(metadata=axes("B T"))
 
 
 @dataclass(frozen=True)
@@ -85,12 +95,12 @@ class Scores:
         reason: Why the first of those that failed did; "" where none did or the scorer did not say.
     """
 
-    values: Tensor
-    parts: Mapping[str, Tensor]
-    failed: Tensor
-    steps: StepScores | None = None
-    nonfinite: Tensor | None = None
-    reason: str = ""
+    values: Tensor = field(metadata=axes("B"))
+    parts: Mapping[str, Tensor] = field(metadata=axes("B"))
+    failed: Tensor = field(metadata=axes("B"))
+    steps: StepScores | None = field(default=None, metadata=axes(absent=0))
+    nonfinite: Tensor | None = field(default=None, metadata=axes("B", absent=False))
+    reason: str = field(default="", metadata=axes(join=lambda reasons: next(filter(None, reasons), "")))
 
 
 @dataclass(frozen=True)
@@ -104,10 +114,10 @@ class Rewards:
         finished: (B,) False where the response was cut off.
     """
 
-    values: Tensor
+    values: Tensor = field(metadata=axes("B"))
     group_size: int
-    lengths: Tensor
-    finished: Tensor
+    lengths: Tensor = field(metadata=axes("B"))
+    finished: Tensor = field(metadata=axes("B"))
 
 
 @dataclass(frozen=True)
@@ -125,13 +135,13 @@ class TokenRewards:
             for those that ended. None counts as 0.
     """
 
-    values: Tensor
-    mask: Tensor
+    values: Tensor = field(metadata=axes("B T"))
+    mask: Tensor = field(metadata=axes("B T"))
     group_size: int
-    baseline: Tensor | None = None
-    prompt_baseline: Tensor | None = None
+    baseline: Tensor | None = field(default=None, metadata=axes("B T"))
+    prompt_baseline: Tensor | None = field(default=None, metadata=axes("P"))
     steps: StepScores | None = None
-    bootstrap: Tensor | None = None
+    bootstrap: Tensor | None = field(default=None, metadata=axes("B"))
 
 
 @dataclass(frozen=True)
@@ -143,8 +153,8 @@ class Advantages:
         returns: (B, T) targets of the critic, or None without one.
     """
 
-    values: Tensor
-    returns: Tensor | None = None
+    values: Tensor = field(metadata=axes("B T"))
+    returns: Tensor | None = field(default=None, metadata=axes("B T"))
 
 
 @dataclass(frozen=True)
@@ -164,12 +174,12 @@ class Experience:
 
     rollout: Rollout
     scores: Scores
-    rewards: Tensor
+    rewards: Tensor = field(metadata=axes("B"))
     advantages: Advantages
-    old_logprobs: Tensor
-    ref_logprobs: Tensor | None
+    old_logprobs: Tensor = field(metadata=axes("B T"))
+    ref_logprobs: Tensor | None = field(metadata=axes("B T"))
     metrics: Mapping[str, float]
-    values: Tensor | None = None
+    values: Tensor | None = field(default=None, metadata=axes("B T"))
 
 
 @dataclass(frozen=True)
@@ -192,14 +202,14 @@ class PackedSequences:
         mask: (b, T) True on response tokens; ``mask.nonzero()`` is in the order of ``targets``.
     """
 
-    input_ids: Tensor
-    position_ids: Tensor
-    prompt_lengths: Tensor
-    response_lengths: Tensor
-    group_of: Tensor
-    predict_index: Tensor
-    targets: Tensor
-    mask: Tensor
+    input_ids: Tensor = field(metadata=axes("N"))
+    position_ids: Tensor = field(metadata=axes("N"))
+    prompt_lengths: Tensor = field(metadata=axes("P"))
+    response_lengths: Tensor = field(metadata=axes("B"))
+    group_of: Tensor = field(metadata=axes("B"))
+    predict_index: Tensor = field(metadata=axes("R"))
+    targets: Tensor = field(metadata=axes("R"))
+    mask: Tensor = field(metadata=axes("B T"))
 
     def to_rows(self, flat: Tensor) -> Tensor:
         """Scatters (R,) per-token values to (b, T), 0 off the mask; differentiable."""
@@ -227,17 +237,17 @@ class UpdateBatch:
     """
 
     packed: PackedSequences
-    old_logprobs: Tensor
-    ref_logprobs: Tensor | None
-    advantages: Tensor
-    weights: Tensor
+    old_logprobs: Tensor = field(metadata=axes("B T"))
+    ref_logprobs: Tensor | None = field(metadata=axes("B T"))
+    advantages: Tensor = field(metadata=axes("B T"))
+    weights: Tensor = field(metadata=axes("B T"))
     temperature: float
     update: int
     micro_batches: int
-    sampler_logprobs: Tensor | None = None
-    marks: Tensor | None = None
-    old_values: Tensor | None = None
-    returns: Tensor | None = None
+    sampler_logprobs: Tensor | None = field(default=None, metadata=axes("B T"))
+    marks: Tensor | None = field(default=None, metadata=axes("B T"))
+    old_values: Tensor | None = field(default=None, metadata=axes("B T"))
+    returns: Tensor | None = field(default=None, metadata=axes("B T"))
 
     @property
     def tokens(self) -> int:

@@ -8,13 +8,13 @@ import torch
 from conftest_modules import EvenTokens, grpo, ppo, prompts, trainer
 from safetensors import safe_open
 
+from rlhf_lightning import axes
 from rlhf_lightning.algorithms.kl import Fixed, KLTerm
 from rlhf_lightning.callbacks import SkippedUpdates
-from rlhf_lightning.data.batch_files import load_update, save_update
 from rlhf_lightning.errors import ConfigError, DataError, NonFiniteError
 from rlhf_lightning.modules.replay import replay, sequence_tokens
 from rlhf_lightning.protocols import RewardTransform
-from rlhf_lightning.types import Rewards
+from rlhf_lightning.types import Rewards, UpdateBatch
 
 MAKERS = {
     "grpo": lambda **more: grpo(scorers=[EvenTokens()], kl_loss=KLTerm("k3", Fixed(0.1)), **more),
@@ -41,6 +41,10 @@ def fit(module, path, *callbacks, **more):
     return module
 
 
+def load_update(path):
+    return axes.load(path, UpdateBatch, "update")
+
+
 def fresh(maker, **more):
     """A module with the weights that training began with."""
     module = MAKERS[maker](**more)
@@ -64,7 +68,7 @@ def test_a_file_holds_the_update_bit_for_bit(tmp_path, maker):
     fit(module, tmp_path)
     size = kept[0].micro_batches
     assert size > 1
-    save_update(tmp_path / "a" / "u.safetensors", kept[:size], {"rollout": 3})
+    axes.save(tmp_path / "a" / "u.safetensors", kept[:size], "update", {"rollout": 3})
     batches, note = load_update(tmp_path / "a" / "u.safetensors")
     assert note == {"rollout": 3} and len(batches) == size
     assert all(same_tensors(*pair) for pair in zip(batches, kept[:size], strict=True))
@@ -92,7 +96,7 @@ def test_a_finite_update_replays_to_the_loss_and_gradient_of_training(tmp_path, 
     make = module.make_batches
     module.make_batches = lambda: kept.extend(make()) or kept
     fit(module, tmp_path, record)
-    save_update(tmp_path / "u", kept, {})
+    axes.save(tmp_path / "u", kept, "update")
     found = replay(fresh(maker, **settings), load_update(tmp_path / "u")[0])
     logged = {name: value for name, value in record.rows[0].items() if name.startswith("loss/")}
     assert found.bad is None and len(found.sequences) == 24

@@ -25,11 +25,11 @@ from reward_fakes import FakeRewardData
 from rlhf_lightning import ranks
 from rlhf_lightning.algorithms.kl import Fixed, KLTerm
 from rlhf_lightning.algorithms.losses import Clip, ClipCov, Importance, KLCov
+from rlhf_lightning.axes import join
 from rlhf_lightning.callbacks import HeldOutEval, KLBudget, RolloutCheckpoint
 from rlhf_lightning.data.demonstrations import DemonstrationData
 from rlhf_lightning.data.prompts import PromptData
 from rlhf_lightning.data.tasks.arithmetic import ChainedArithmetic
-from rlhf_lightning.grouping import join_rollouts
 from rlhf_lightning.models import LoRA, TinyLlama
 from rlhf_lightning.modules import GRPOModule, PPOModule, RewardModel, SFTModule
 from rlhf_lightning.samplers import InProcessSampler
@@ -76,7 +76,7 @@ class UnevenSampler(InProcessSampler):
             params = replace(self.params, max_new_tokens=limit)
             parts.append(super().__call__([prompt], samples_per_prompt=samples_per_prompt, seeds=own, params=params))
             self.steps += parts[-1].tokens.shape[1]
-        return replace(join_rollouts(parts), params=self.params)
+        return replace(join(parts), params=self.params)
 
 
 def policy(kind: type, decoder: str = "auto", uneven: bool = False, **changed: Any) -> Made:

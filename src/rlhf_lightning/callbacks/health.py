@@ -12,9 +12,9 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 
+from rlhf_lightning import axes
 from rlhf_lightning.callbacks.loggers import run_dir_of
 from rlhf_lightning.callbacks.report import Section
-from rlhf_lightning.data.batch_files import save_update
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.run_layout import METRICS_FILE, REPLAY_FOLDER, replay_file
 from rlhf_lightning.runs import load_run
@@ -124,7 +124,7 @@ class SkippedUpdates(Callback):
             "norms": {name: str(float(norm)) for name, norm in norms.items()},  # JSON has no nan
             "rewards": _bad_rewards(pl_module.rollout_samples),  # type: ignore[arg-type]
         }
-        save_update(replay_file(folder, rollout, update), batches, note)
+        axes.save(replay_file(folder, rollout, update), batches, "update", note)
         for old in sorted(folder.glob("update-*.safetensors"))[: -self.keep]:
             old.unlink()
 

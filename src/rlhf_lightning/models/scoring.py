@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lightning import ranks
-from rlhf_lightning.devices import to_device
+from rlhf_lightning.axes import to_device
 from rlhf_lightning.functional.packing import GroupPiece
 from rlhf_lightning.models.reward_packs import pack_responses, split_groups
 from rlhf_lightning.models.scalar import packed_scalars

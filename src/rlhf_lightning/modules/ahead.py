@@ -12,7 +12,6 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.grouping import take_groups
 from rlhf_lightning.protocols import PolicyLoss
 from rlhf_lightning.ranks import own_share
 from rlhf_lightning.samplers.ahead import AheadSampler
@@ -90,7 +89,7 @@ class Ahead:
         self.rollout, self._prompts = rollout, prompts
         whole = restored(state, prompts, seeds)
         _, own_seeds = own_part(prompts, whole.group_size, seeds)
-        self.sampler.put(take_groups(whole, own_share(len(prompts))), own_seeds)
+        self.sampler.put(whole.take_groups(own_share(len(prompts))), own_seeds)
 
     def logged(self) -> dict[str, float]:
         """How quick the last draw in the background was."""

@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 
 from rlhf_lightning import ranks
 from rlhf_lightning.algorithms.metrics import Means
-from rlhf_lightning.devices import to_device
+from rlhf_lightning.axes import to_device
 from rlhf_lightning.events import Events
 from rlhf_lightning.holdings import Holdings
 from rlhf_lightning.models.cpu_memory import keep_freed_memory

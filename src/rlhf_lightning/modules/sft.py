@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
+from rlhf_lightning.axes import axes
 from rlhf_lightning.data.update_batches import filled
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional import aggregation_weights
@@ -42,7 +43,7 @@ class SFTBatch:
     """
 
     packed: PackedSequences
-    weights: Tensor
+    weights: Tensor = field(metadata=axes("B T"))
     micro_batches: int
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rlhf_lightning.grouping import join_rollouts, join_scores, take_groups, take_scores
+from rlhf_lightning.axes import fitted, join, rows_of, take
 from rlhf_lightning.types import Rollout, Scores
 
 Scored = tuple[Rollout, Scores]
@@ -26,7 +26,6 @@ def replace_groups(scored: Scored, places: Sequence[int], fresh: Scored, chosen:
     order = list(range(count))
     for place, group in zip(places, chosen, strict=True):
         order[place] = count + group
-    rollout = join_rollouts([scored[0], fresh[0]])
-    scores = join_scores([scored[1], fresh[1]], width=rollout.tokens.shape[1])
-    kept = take_groups(rollout, order)
-    return kept, take_scores(scores, order, group_size=rollout.group_size, width=kept.tokens.shape[1])
+    kept = join([scored[0], fresh[0]]).take_groups(order)
+    scores = take(join([scored[1], fresh[1]]), B=rows_of(order, kept.group_size))
+    return kept, fitted(scores, T=kept.tokens.shape[1])

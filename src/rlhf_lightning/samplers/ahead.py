@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from rlhf_lightning.devices import to_device
+from rlhf_lightning.axes import to_device
 from rlhf_lightning.holdings import Decoding
 from rlhf_lightning.protocols import Sampler
 from rlhf_lightning.types import Prompt, Rollout, SamplingParams
@@ -117,7 +117,7 @@ class AheadSampler(Sampler):
         rollout = self.waiting()
         if rollout is not None and params is None and self._is_ready(seeds):
             self._ready = None
-            return to_device(rollout, self._device)  # type: ignore[no-any-return]
+            return to_device(rollout, self._device)
         return self.sampler(prompts, samples_per_prompt=samples_per_prompt, seeds=seeds, params=params)
 
     def waiting(self) -> Rollout | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lightning import ranks
-from rlhf_lightning.devices import to_device
+from rlhf_lightning.axes import to_device
 from rlhf_lightning.errors import ConfigError, RemoteError
 from rlhf_lightning.protocols import Sampler
 from rlhf_lightning.registry import register

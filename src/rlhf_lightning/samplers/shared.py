@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lightning import ranks
-from rlhf_lightning.devices import to_device
-from rlhf_lightning.grouping import join_rollouts, rows_of
+from rlhf_lightning.axes import join, rows_of, to_device
 from rlhf_lightning.holdings import Decoding
 from rlhf_lightning.protocols import Sampler
 from rlhf_lightning.types import Prompt, Rollout, SamplingParams
@@ -97,8 +96,8 @@ def gathered_rollout(own: Rollout, prompts: Sequence[Prompt]) -> Rollout:
     device = own.tokens.device
     light = replace(to_device(own, torch.device("cpu")), prompts=())
     parts = ranks.gathered(light if ranks.owns(len(prompts)) else None)
-    joined = join_rollouts([part for part in parts if part is not None])
-    return to_device(replace(joined, prompts=tuple(prompts)), device)  # type: ignore[no-any-return]
+    joined = join([part for part in parts if part is not None])
+    return to_device(replace(joined, prompts=tuple(prompts)), device)
 
 
 def shared(sampler: Sampler) -> Sampler:

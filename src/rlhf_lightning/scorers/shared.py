@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 
 from rlhf_lightning import ranks
+from rlhf_lightning.axes import fitted, join, to_device
 from rlhf_lightning.border import checked_scores
-from rlhf_lightning.devices import to_device
-from rlhf_lightning.grouping import join_scores, take_groups
 from rlhf_lightning.protocols import Scorer
 from rlhf_lightning.types import Rollout, Scores
 
@@ -26,12 +25,12 @@ class SharedScorer(Scorer):
     def __call__(self, rollout: Rollout) -> Scores:
         """Scores this rank's share, and gathers the others'."""
         count = len(rollout.prompts)
-        mine = take_groups(rollout, ranks.own_share(count))
+        mine = rollout.take_groups(ranks.own_share(count))
         own = checked_scores(self.scorer, self.scorer(mine), mine)
         device = own.values.device
         parts = ranks.gathered(to_device(own, torch.device("cpu")) if ranks.owns(count) else None)
-        joined = join_scores([part for part in parts if part is not None], width=rollout.tokens.shape[1])
-        return to_device(joined, device)  # type: ignore[no-any-return]
+        joined = join([part for part in parts if part is not None])
+        return to_device(fitted(joined, T=rollout.tokens.shape[1]), device)
 
 
 def shared(scorer: Scorer) -> Scorer:

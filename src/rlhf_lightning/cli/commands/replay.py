@@ -28,17 +28,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Replays."""
+    from rlhf_lightning import axes
     from rlhf_lightning.cli.run_module import checkpoint_before, forward_context, lay_over, policy_module
-    from rlhf_lightning.data.batch_files import load_update
     from rlhf_lightning.modules.replay import replay
     from rlhf_lightning.plugins import load_builtins
     from rlhf_lightning.runs import Run
+    from rlhf_lightning.types import UpdateBatch
 
     load_builtins()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     of_run = Run(Path(options.run).expanduser())
     file = _file(of_run.path, options.file)
-    batches, note = load_update(file)
+    batches, note = axes.load(file, UpdateBatch, "update")
     own = Path(options.checkpoint).expanduser() if options.checkpoint else None
     checkpoint = own or checkpoint_before(of_run, int(note["rollout"]))
     module = policy_module(of_run)
