@@ -34,7 +34,7 @@ from rlhf_lightning.modules.further import further_prompts
 from rlhf_lightning.modules.sharing import computes_narrow
 from rlhf_lightning.pipeline import LogProbs, Pipeline
 from rlhf_lightning.protocols import AdvantageEstimator, Sampler
-from rlhf_lightning.samplers.ahead import AheadSampler
+from rlhf_lightning.samplers.overlap import OverlapSampler
 from rlhf_lightning.samplers.seeds import sample_seeds
 from rlhf_lightning.strategies.checkpoints import is_complete
 from rlhf_lightning.types import Experience, Prompt, Rollout
@@ -73,7 +73,7 @@ class ExploringModule(ReferredModule):
             self.sampler = self.sampler.wrap_drawing(self._drawn_ahead)
 
     def _drawn_ahead(self, sampler: Sampler) -> Sampler:
-        drawing = AheadSampler(sampler)
+        drawing = OverlapSampler(sampler)
         self._ahead = Ahead(drawing)
         return drawing
 

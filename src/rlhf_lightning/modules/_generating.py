@@ -23,9 +23,9 @@ from rlhf_lightning.modules.epoch import EpochModule
 from rlhf_lightning.modules.evaluation import evaluate, greedy, sampled_metrics
 from rlhf_lightning.protocols import ModelSource, Sampler, Scorer
 from rlhf_lightning.samplers.seeds import sample_seeds
-from rlhf_lightning.samplers.shared import shared as shared_sampler
+from rlhf_lightning.samplers.wrappers import data_parallel as data_parallel_sampler
 from rlhf_lightning.scorers import VerifierScorer
-from rlhf_lightning.scorers.shared import shared
+from rlhf_lightning.scorers.wrappers import data_parallel
 from rlhf_lightning.types import PackedSequences, Prompt
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ class GeneratingModule(EpochModule):
         self.load_trained()
         self.load_frozen()
         self.shard_models()
-        self.sampler = shared_sampler(self.sampler)
+        self.sampler = data_parallel_sampler(self.sampler)
         self.sampler.bind(self.model, self.tokenizer)
         self.sampler.on_tokens = self.events.advance
         self.verifier.bind(self.data.tasks)
@@ -184,7 +184,7 @@ class GeneratingModule(EpochModule):
         """Greedy accuracy of the model as it is now."""
         self.to_rollout_mode()
         with self.events.phase("evaluate"):
-            metrics = evaluate(self.sampler, shared(self.verifier), prompts, self._shared_proxy)
+            metrics = evaluate(self.sampler, data_parallel(self.verifier), prompts, self._shared_proxy)
         self.sampler.release()
         return metrics
 
@@ -195,7 +195,7 @@ class GeneratingModule(EpochModule):
 
     @property
     def _shared_proxy(self) -> Scorer | None:
-        return None if self.proxy is None else shared(self.proxy)
+        return None if self.proxy is None else data_parallel(self.proxy)
 
     def measure_samples(
         self, limit: int | None = None, *, samples: int, best_of: Sequence[int], temperature: float
@@ -210,7 +210,7 @@ class GeneratingModule(EpochModule):
         self.to_rollout_mode()
         with self.events.phase("evaluate"):
             rollout = self.sampler(prompts, samples_per_prompt=samples, seeds=seeds, params=params)
-            metrics = sampled_metrics(rollout, shared(self.verifier), self._shared_proxy, best_of=best_of)
+            metrics = sampled_metrics(rollout, data_parallel(self.verifier), self._shared_proxy, best_of=best_of)
         self.sampler.release()
         return metrics
 

@@ -42,7 +42,7 @@ from rlhf_lightning.protocols import (
 )
 from rlhf_lightning.registry import check_choice, defaults_of
 from rlhf_lightning.scorers import combine
-from rlhf_lightning.scorers.shared import shared
+from rlhf_lightning.scorers.wrappers import data_parallel
 from rlhf_lightning.types import Experience, UpdateBatch
 
 if TYPE_CHECKING:
@@ -241,7 +241,7 @@ class PolicyModule(ExploringModule):
         self.pipeline = self._make_pipeline()
 
     def _make_pipeline(self) -> Pipeline:
-        scorer = shared(self.scorer)
+        scorer = data_parallel(self.scorer)
         baseline = partial(greedy_rewards, self.sampler, scorer, self.transforms)
         return Pipeline(
             sampler=self.sampler,

@@ -14,8 +14,8 @@ from torch import Tensor
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.protocols import PolicyLoss
 from rlhf_lightning.ranks import own_share
-from rlhf_lightning.samplers.ahead import AheadSampler
-from rlhf_lightning.samplers.shared import gathered_rollout, own_part
+from rlhf_lightning.samplers.overlap import OverlapSampler
+from rlhf_lightning.samplers.wrappers import gathered_rollout, own_part
 from rlhf_lightning.types import Prompt, Rollout, SamplingParams
 
 
@@ -63,7 +63,7 @@ class Ahead:
         rollout: Index of the rollout that was begun last; -1 for none.
     """
 
-    def __init__(self, sampler: AheadSampler) -> None:
+    def __init__(self, sampler: OverlapSampler) -> None:
         self.sampler, self.rollout = sampler, -1
         self._prompts: Sequence[Prompt] = ()
 
@@ -146,7 +146,7 @@ class EndsDraws(Callback):
         sampler: What draws.
     """
 
-    def __init__(self, sampler: AheadSampler) -> None:
+    def __init__(self, sampler: OverlapSampler) -> None:
         self.sampler = sampler
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -6,11 +6,13 @@ from rlhf_lightning.samplers.in_process import InProcessSampler
 from rlhf_lightning.samplers.remote import RemoteSampler
 from rlhf_lightning.samplers.scripted import ScriptedSampler
 from rlhf_lightning.samplers.vllm import VLLMSampler
+from rlhf_lightning.samplers.wrappers import SamplerWrapper
 
 __all__ = [
     "DynamicSampler",
     "InProcessSampler",
     "RemoteSampler",
+    "SamplerWrapper",
     "ScriptedSampler",
     "VLLMSampler",
     "mix",

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
-from torch import Tensor
-
+from rlhf_lightning.axes import fitted, join, rows_of, take
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional import equal_groups
-from rlhf_lightning.holdings import Decoding
 from rlhf_lightning.protocols import FurtherPrompts, Sampler
 from rlhf_lightning.registry import filled, register
-from rlhf_lightning.samplers._groups import replace_groups
 from rlhf_lightning.samplers.in_process import InProcessSampler
-from rlhf_lightning.types import Prompt, Rollout, SamplingParams, Scores
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from rlhf_lightning.samplers.wrappers import SamplerWrapper
+from rlhf_lightning.types import Rollout, Scores
 
 
 @register("sampler", "dynamic")
-class DynamicSampler(Sampler):
+class DynamicSampler(SamplerWrapper):
     """Another sampler whose dead groups (all scores the same) are replaced by other prompts' (DAPO, arXiv 2503.14476).
 
     Each round draws as many further prompts as there are dead groups; those that turn out alive take the places, in
@@ -51,67 +46,15 @@ class DynamicSampler(Sampler):
             raise ConfigError(f"sampler dynamic: max_rounds must be at least 1, got {max_rounds}")
         if not tolerance >= 0:
             raise ConfigError(f"sampler dynamic: tolerance must not be negative, got {tolerance}")
-        self.sampler = filled(type(self), sampler=sampler)["sampler"]
+        super().__init__(filled(type(self), sampler=sampler)["sampler"])
         if self.sampler.refills:
             raise ConfigError("sampler dynamic: the sampler inside is dynamic itself; give it the one that draws")
         self.max_rounds, self.tolerance = max_rounds, tolerance
-        self.looks_for_equal_scores = tolerance == 0
-        self.params = self.sampler.params
 
     @property
-    def exact(self) -> bool:
-        """As the sampler inside."""
-        return self.sampler.exact
-
-    @property
-    def on_tokens(self) -> Callable[[int], None] | None:  # type: ignore[override]
-        """Told by the sampler inside."""
-        return self.sampler.on_tokens
-
-    @on_tokens.setter
-    def on_tokens(self, told: Callable[[int], None] | None) -> None:
-        """Tells the sampler inside."""
-        self.sampler.on_tokens = told
-
-    def check(self, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
-        """Checks the sampler inside."""
-        self.sampler.check(tokenizer, config)
-
-    def bind(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Binds the sampler inside."""
-        self.sampler.bind(model, tokenizer)
-
-    def decoding(self) -> Decoding | None:
-        """As the sampler inside: rounds come one after another."""
-        return self.sampler.decoding()
-
-    def sync(self, weights_version: int) -> None:
-        """Syncs the sampler inside."""
-        self.sampler.sync(weights_version)
-
-    def hold_weights(self) -> None:
-        """Asks the sampler inside."""
-        self.sampler.hold_weights()
-
-    def release(self) -> None:
-        """Releases the sampler inside."""
-        self.sampler.release()
-
-    def wrap_drawing(self, wrapper: Callable[[Sampler], Sampler]) -> Sampler:
-        """Wraps the sampler inside: rounds are decided on whole rollouts."""
-        self.sampler = self.sampler.wrap_drawing(wrapper)
-        return self
-
-    def __call__(
-        self,
-        prompts: Sequence[Prompt],
-        *,
-        samples_per_prompt: int,
-        seeds: Tensor,
-        params: SamplingParams | None = None,
-    ) -> Rollout:
-        """What the sampler inside draws; nothing is replaced before there are scores."""
-        return self.sampler(prompts, samples_per_prompt=samples_per_prompt, seeds=seeds, params=params)
+    def looks_for_equal_scores(self) -> bool:  # type: ignore[override]
+        """Where no difference is borne."""
+        return self.tolerance == 0
 
     def refill(
         self, rollout: Rollout, scores: Scores, *, further: FurtherPrompts, score: Callable[[Rollout], Scores]
@@ -129,7 +72,11 @@ class DynamicSampler(Sampler):
             found = score(fresh)
             useless = set(self._dead(found, size))
             alive = [group for group in range(len(prompts)) if group not in useless]
-            rollout, scores = replace_groups((rollout, scores), dead[: len(alive)], (fresh, found), alive)
+            order = list(range(len(rollout.prompts)))
+            for place, group in zip(dead[: len(alive)], alive, strict=True):
+                order[place] = len(rollout.prompts) + group
+            rollout = join([rollout, fresh]).take_groups(order)
+            scores = fitted(take(join([scores, found]), B=rows_of(order, size)), T=rollout.tokens.shape[1])
             dead = dead[len(alive) :]
             counts["rounds"] += 1
             counts["replaced"] += len(alive)

@@ -6,6 +6,7 @@ from rlhf_lightning.scorers.mixture import MixtureScorer, combine
 from rlhf_lightning.scorers.remote import RemoteScorer
 from rlhf_lightning.scorers.reward_model import RewardModelScorer
 from rlhf_lightning.scorers.verifier import VerifierScorer
+from rlhf_lightning.scorers.wrappers import ScorerWrapper
 
 __all__ = [
     "FormatScorer",
@@ -13,6 +14,7 @@ __all__ = [
     "MixtureScorer",
     "RemoteScorer",
     "RewardModelScorer",
+    "ScorerWrapper",
     "VerifierScorer",
     "combine",
 ]

@@ -15,6 +15,7 @@ from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.holdings import HeldModel
 from rlhf_lightning.protocols import Scorer, Task
 from rlhf_lightning.registry import register
+from rlhf_lightning.scorers.wrappers import ScorerWrapper
 from rlhf_lightning.types import Rollout, Scores, StepScores
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class MixtureScorer(Scorer):
     name = "mixture"
 
     def __init__(self, scorers: list[Scorer], weights: list[float] | None = None) -> None:
-        self.scorers = list(scorers)
+        self.scorers = [scorer if isinstance(scorer, Scorer) else ScorerWrapper(scorer) for scorer in scorers]
         self.weights = [1.0] * len(scorers) if weights is None else list(weights)
         names = [scorer.name for scorer in self.scorers]
         if not names:
@@ -51,7 +52,7 @@ class MixtureScorer(Scorer):
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise ConfigError(f"scorers: more than one is called {repeated[0]!r}; give one another name")
         for scorer, weight in zip(self.scorers, self.weights, strict=True):
-            own = {"weight": weight, "failure_score": getattr(scorer, "failure_score", 0.0)}
+            own = {"weight": weight, "failure_score": scorer.failure_score}
             for what, value in own.items():
                 if not math.isfinite(value):
                     raise ConfigError(f"scorer {scorer.name}: {what} must be a finite number, got {value}")
@@ -60,56 +61,52 @@ class MixtureScorer(Scorer):
     def never_equal(self) -> bool:  # type: ignore[override]
         """Whether one that counts says so."""
         counted = zip(self.scorers, self.weights, strict=True)
-        return any(weight and getattr(scorer, "never_equal", False) for scorer, weight in counted)
+        return any(weight and scorer.never_equal for scorer, weight in counted)
 
     @property
     def gives_steps(self) -> bool | None:  # type: ignore[override]
         """Whether one of them does; None where that is not known of all."""
-        known = [getattr(scorer, "gives_steps", None) for scorer in self.scorers]
+        known = [scorer.gives_steps for scorer in self.scorers]
         return True if True in known else None if None in known else False
 
     @property
     def failure_score(self) -> float:  # type: ignore[override]
         """The weighted sum of theirs."""
-        own = (getattr(scorer, "failure_score", 0.0) for scorer in self.scorers)
+        own = (scorer.failure_score for scorer in self.scorers)
         return sum(weight * value for weight, value in zip(self.weights, own, strict=True))
 
     def bind(self, tasks: Mapping[str, Task]) -> None:
         """Hands the tasks to the scorers that ask for them."""
         for scorer in self.scorers:
-            if hasattr(scorer, "bind"):
-                scorer.bind(tasks)
+            scorer.bind(tasks)
 
     def bind_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Hands the policy's tokenizer to the scorers that ask for it."""
         for scorer in self.scorers:
-            if hasattr(scorer, "bind_tokenizer"):
-                scorer.bind_tokenizer(tokenizer)
+            scorer.bind_tokenizer(tokenizer)
 
     def place(self, place: Callable[[nn.Module], nn.Module]) -> None:
         """Hands it to the scorers that hold a model."""
         for scorer in self.scorers:
-            if hasattr(scorer, "place"):
-                scorer.place(place)
+            scorer.place(place)
 
     def wrap_scoring(self, wrapper: Callable[[Scorer], Scorer]) -> Scorer:
         """The same mixture of wrapped scorers."""
-        wrapped = [s.wrap_scoring(wrapper) if hasattr(s, "wrap_scoring") else wrapper(s) for s in self.scorers]
+        wrapped = [scorer.wrap_scoring(wrapper) for scorer in self.scorers]
         return MixtureScorer(wrapped, self.weights)
 
     def check(self) -> None:
         """Lets each scorer look whether what it needs is there."""
         for scorer in self.scorers:
-            if hasattr(scorer, "check"):
-                scorer.check()
+            scorer.check()
 
     def held_models(self) -> tuple[HeldModel, ...]:
         """Those of all its scorers."""
-        return tuple(held for scorer in self.scorers if hasattr(scorer, "held_models") for held in scorer.held_models())
+        return tuple(held for scorer in self.scorers for held in scorer.held_models())
 
     def identity(self) -> str:
         """Name and identity of each scorer that has one."""
-        known = {scorer.name: scorer.identity() for scorer in self.scorers if hasattr(scorer, "identity")}
+        known = {scorer.name: scorer.identity() for scorer in self.scorers}
         return "; ".join(f"{name}: {identity}" for name, identity in known.items() if identity)
 
     def __call__(self, rollout: Rollout) -> Scores:

@@ -10,7 +10,8 @@ from itertools import islice
 import torch
 
 from rlhf_lightning.protocols import KLController, Metric, ModelSource, Scorer, Task
-from rlhf_lightning.testing.report import Check, require_same, require_shape, violated
+from rlhf_lightning.scorers import ScorerWrapper
+from rlhf_lightning.testing.report import Check, require_same, require_shape, violated, wraps_all_of
 from rlhf_lightning.testing.values import rollout, scores
 from rlhf_lightning.types import Problem
 
@@ -169,6 +170,7 @@ CHECKS: Mapping[str, Mapping[str, Check]] = {
         "shape": scorer_shape,
         "deterministic": scorer_deterministic,
         "input not edited": scorer_input_kept,
+        "wraps all": wraps_all_of(Scorer, ScorerWrapper),
     },
     "metric": {"value": metric_value},
     "task": {

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from rlhf_lightning.delegation import members
 
 Check = Callable[[Callable[[], Any]], None]
 """Takes what makes an instance; raises :class:`ContractError` where the contract is broken."""
@@ -89,3 +92,26 @@ def require_shape(what: str, value: Any, shape: tuple[int, ...]) -> None:
 def require_same(what: str, first: Tensor, second: Tensor) -> None:
     """Requires two tensors to be equal, bit for bit."""
     violated(not torch.equal(first, second), f"{what}: {first.tolist()} against {second.tolist()}")
+
+
+def wraps_all_of(contract: type, base: type) -> Check:
+    """A check for parts that hold another part of their kind: they hand on all that the contract states.
+
+    Args:
+        contract: The kind's.
+        base: The wrapper to derive from.
+    """
+
+    def check(make: Callable[[], Any]) -> None:
+        part = make()
+        inside = [name for name, value in vars(part).items() if isinstance(value, contract)]
+        if not inside:
+            return
+        lost = [name for name in members(contract) if name not in vars(part) and not name.startswith("wrap_")]
+        lost = [
+            n for n in lost if inspect.getattr_static(type(part), n, None) is inspect.getattr_static(contract, n, None)
+        ]
+        where = f"{base.__module__.rpartition('.')[0]}.{base.__name__}"
+        violated(lost, f"loses {', '.join(lost)} of the part that it wraps ({inside[0]}): derive from {where}")
+
+    return check

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from rlhf_lightning.protocols import Sampler
-from rlhf_lightning.testing.report import Check, require_same, require_shape, violated
+from rlhf_lightning.samplers import SamplerWrapper
+from rlhf_lightning.testing.report import Check, require_same, require_shape, violated, wraps_all_of
 from rlhf_lightning.types import Problem, Prompt, Rollout, SamplingParams, Scores
 
 Make = Callable[[], Sampler]
@@ -86,6 +87,7 @@ CHECKS: Mapping[str, Check] = {
     "independent of batch mates": batch_mates,
     "weights version": version,
     "refill": refill,
+    "wraps all": wraps_all_of(Sampler, SamplerWrapper),
 }
 """The contract."""
 

@@ -5,27 +5,28 @@ from __future__ import annotations
 import copy
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from rlhf_lightning.axes import to_device
 from rlhf_lightning.holdings import Decoding
-from rlhf_lightning.protocols import Sampler
-from rlhf_lightning.types import Prompt, Rollout, SamplingParams
+from rlhf_lightning.protocols import FurtherPrompts, Sampler
+from rlhf_lightning.samplers.wrappers import SamplerWrapper
+from rlhf_lightning.types import Prompt, Rollout, SamplingParams, Scores
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PATIENCE = 5.0
 """Seconds that a draw nobody wants any more is waited for; one that hangs longer ends with the process."""
 
 
-class AheadSampler(Sampler):
+class OverlapSampler(SamplerWrapper):
     """Another sampler, and at most one call of it that was begun before it is asked for.
 
     ``begin`` starts the call in a thread, with the weights of the last ``sync``; the call with the same seeds then
@@ -44,7 +45,7 @@ class AheadSampler(Sampler):
 
     def __init__(self, sampler: Sampler) -> None:
         sampler.hold_weights()
-        self.sampler, self.params = sampler, sampler.params
+        super().__init__(sampler)
         self.speed: float | None = None
         self._draw: _Draw | None = None
         self._ready: tuple[Tensor, Rollout] | None = None
@@ -61,19 +62,10 @@ class AheadSampler(Sampler):
         """Tells the sampler inside."""
         self._told = self.sampler.on_tokens = told
 
-    @property
-    def exact(self) -> bool:
-        """As the sampler inside, for the weights that it drew with."""
-        return self.sampler.exact
-
-    def check(self, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
-        """Checks the sampler inside."""
-        self.sampler.check(tokenizer, config)
-
     def bind(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         """Binds the sampler inside, with a tokenizer of its own: they are not made for two threads."""
         self._model = model
-        self.sampler.bind(model, copy.deepcopy(tokenizer))
+        super().bind(model, copy.deepcopy(tokenizer))
 
     def decoding(self) -> Decoding | None:
         """As the sampler inside, all through training."""
@@ -83,10 +75,21 @@ class AheadSampler(Sampler):
     def hold_weights(self) -> None:
         """Asked already."""
 
+    def wrap_drawing(self, wrapper: Callable[[Sampler], Sampler]) -> Sampler:
+        """Puts it around itself: what is drawn in the background is drawn without a word to the other ranks."""
+        return wrapper(self)
+
+    def refill(
+        self, rollout: Rollout, scores: Scores, *, further: FurtherPrompts, score: Callable[[Rollout], Scores]
+    ) -> tuple[Rollout, Scores, Mapping[str, float]]:
+        """Refilled by the sampler inside, once nothing is drawn in the background."""
+        self._settle()
+        return self.sampler.refill(rollout, scores, further=further, score=score)
+
     def sync(self, weights_version: int) -> None:
         """Syncs the sampler inside, once nothing is drawn with the weights it has."""
         self._settle()
-        self.sampler.sync(weights_version)
+        super().sync(weights_version)
 
     def release(self) -> None:
         """Releases the sampler inside, unless it is drawing."""
@@ -118,7 +121,7 @@ class AheadSampler(Sampler):
         if rollout is not None and params is None and self._is_ready(seeds):
             self._ready = None
             return to_device(rollout, self._device)
-        return self.sampler(prompts, samples_per_prompt=samples_per_prompt, seeds=seeds, params=params)
+        return super().__call__(prompts, samples_per_prompt=samples_per_prompt, seeds=seeds, params=params)
 
     def waiting(self) -> Rollout | None:
         """What was drawn and not asked for yet, once it is there.
@@ -149,6 +152,11 @@ class AheadSampler(Sampler):
         if not draw.cancelled:
             rollout = draw.result()
             self._ready, self.speed = (draw.seeds, rollout), int(rollout.mask.sum()) / max(draw.seconds, 1e-9)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """With what was drawn, once it is there; a thread cannot be copied."""
+        self._settle()
+        return self.__dict__
 
     @property
     def _device(self) -> torch.device:

@@ -11,7 +11,7 @@ from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.models.tiny import character_tokenizer
 from rlhf_lightning.protocols import Sampler
 from rlhf_lightning.samplers import InProcessSampler, ScriptedSampler
-from rlhf_lightning.samplers.ahead import AheadSampler
+from rlhf_lightning.samplers.overlap import OverlapSampler
 
 SEEDS = torch.arange(6, dtype=torch.int64)
 QUESTIONS = ("1+2=", "13+4=", "a")
@@ -61,7 +61,7 @@ def test_it_draws_with_the_weights_it_was_begun_with(architecture, decoder):
     before = bound(InProcessSampler(max_new_tokens=6, decoder=decoder), random_model(architecture))(**asked())
     model = random_model(architecture)
     slow = Slow(decoder=decoder)
-    sampler = bound(AheadSampler(slow), model)
+    sampler = bound(OverlapSampler(slow), model)
     sampler.begin(**asked())
     changed(model)
     slow.go.set()
@@ -73,7 +73,10 @@ def test_it_draws_with_the_weights_it_was_begun_with(architecture, decoder):
 
 
 def test_other_seeds_are_drawn_at_once_and_the_draw_is_kept():
-    sampler, plain = bound(AheadSampler(InProcessSampler(max_new_tokens=6))), bound(InProcessSampler(max_new_tokens=6))
+    sampler, plain = (
+        bound(OverlapSampler(InProcessSampler(max_new_tokens=6))),
+        bound(InProcessSampler(max_new_tokens=6)),
+    )
     sampler.begin(**asked())
     same(sampler(**asked(SEEDS + 100)), plain(**asked(SEEDS + 100)))
     same(sampler.waiting(), plain(**asked()))
@@ -83,7 +86,7 @@ def test_other_seeds_are_drawn_at_once_and_the_draw_is_kept():
 
 def test_weights_are_not_taken_while_a_draw_needs_the_old_ones():
     slow = Slow()
-    sampler = bound(AheadSampler(slow))
+    sampler = bound(OverlapSampler(slow))
     sampler.begin(**asked())
     sampler.release()
     threading.Timer(0.1, slow.go.set).start()
@@ -95,7 +98,7 @@ def test_weights_are_not_taken_while_a_draw_needs_the_old_ones():
 
 def test_the_caller_is_told_of_its_own_tokens_alone():
     told = []
-    sampler = bound(AheadSampler(InProcessSampler(max_new_tokens=6)))
+    sampler = bound(OverlapSampler(InProcessSampler(max_new_tokens=6)))
     sampler.on_tokens = told.append
     sampler.begin(**asked())
     assert sampler.waiting() is not None and told == []
@@ -108,7 +111,7 @@ def test_an_error_comes_out_where_the_responses_are_wanted_once():
         def __call__(self, *args, **settings):
             raise ValueError("no more ink")
 
-    sampler = bound(AheadSampler(Broken(max_new_tokens=6)))
+    sampler = bound(OverlapSampler(Broken(max_new_tokens=6)))
     sampler.begin(**asked())
     with pytest.raises(ValueError, match="no more ink") as raised:
         sampler.sync(1)
@@ -127,7 +130,7 @@ def test_a_draw_that_nobody_wants_ends_at_its_next_tokens():
                 time.sleep(0.01)
             return super().__call__(*args, **settings)
 
-    sampler = bound(AheadSampler(Endless(max_new_tokens=6)))
+    sampler = bound(OverlapSampler(Endless(max_new_tokens=6)))
     sampler.begin(**asked())
     sampler.drop()
     assert not [thread for thread in threading.enumerate() if thread.name == "rollout drawn ahead"]
@@ -137,7 +140,7 @@ def test_a_draw_that_nobody_wants_ends_at_its_next_tokens():
 
 def test_what_was_put_there_is_given_for_its_seeds():
     kept = bound(InProcessSampler(max_new_tokens=6))(**asked())
-    sampler = bound(AheadSampler(ScriptedSampler(responses={text: ["x"] for text in QUESTIONS})))
+    sampler = bound(OverlapSampler(ScriptedSampler(responses={text: ["x"] for text in QUESTIONS})))
     sampler.put(kept, SEEDS)
     same(sampler(**asked()), kept)
     assert sampler(**asked()).texts == ("x",) * 6
@@ -155,4 +158,4 @@ def test_a_sampler_that_does_not_hold_weights_is_refused():
         def __call__(self, prompts, **settings): ...
 
     with pytest.raises(ConfigError, match=r"overlap: sampler Live does not say .*overlap: 0"):
-        AheadSampler(Live())
+        OverlapSampler(Live())
