@@ -1,10 +1,13 @@
 """What may stand under ``trainer.strategy``, and what is said of the rest."""
 
+import warnings
+
 import pytest
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, StrategyRegistry
 
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.strategies import check_strategy, register_strategies, sharding_of, strategy_named
+from rlhf_lightning.strategies.deepspeed import warn_of_left_locks
 
 
 @pytest.mark.parametrize(
@@ -53,3 +56,14 @@ def test_lightnings_own_kind_is_refused_for_ours():
         sharding_of(FSDPStrategy())
     assert not sharding_of(DDPStrategy()).is_sharded
     assert sharding_of(strategy_named("fsdp2")).is_sharded
+
+
+def test_a_lock_that_a_killed_build_left_is_named(tmp_path):
+    lock = tmp_path / "py311_cpu" / "deepspeed_shm_comm" / "lock"
+    lock.parent.mkdir(parents=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_left_locks(tmp_path)
+    lock.touch()
+    with pytest.warns(UserWarning, match=f"{lock} is there.*delete it"):
+        warn_of_left_locks(tmp_path)

@@ -128,7 +128,8 @@ class _Trial:
     @classmethod
     def of(cls, model: Any) -> _Trial:
         inner: Any = causal_lm(model)
-        count = int(inner.get_input_embeddings().weight.shape[0])
+        ends = filter(None, (inner.get_input_embeddings(), inner.get_output_embeddings()))
+        count = min(int(end.weight.shape[0]) for end in ends)  # moshi's embeddings have a row that its head has not
         prompts = [[(7 * i + 3) % (count - 3) + 3 for i in range(n)] for n in (3, 6)]
         drawn = torch.randint(3, count, (4, 7), generator=torch.Generator().manual_seed(0))
         mask = torch.arange(7) < torch.tensor([[7], [2], [5], [1]])

@@ -21,8 +21,10 @@ import torch.distributed as dist
 from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch.plugins.precision import DeepSpeedPrecision, Precision
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.cpp_extension import get_default_build_root
 
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.models.checkpoints import read_plain, zero_parts
@@ -101,6 +103,7 @@ class ZeRO(DeepSpeedStrategy):
             return
         reset_seed()
         self.set_world_ranks()
+        warn_of_left_locks(Path(get_default_build_root()))
         self._init_deepspeed_distributed()
 
     @contextmanager
@@ -296,3 +299,12 @@ def _count_again(state: Mapping[str, Any]) -> None:
     step = state.get("step")
     if isinstance(step, Tensor):
         step.zero_()
+
+
+def warn_of_left_locks(builds: Path) -> None:
+    """Names locks that a killed process may have left: whoever compiles DeepSpeed's operations would wait for ever."""
+    for lock in sorted(builds.glob("**/deepspeed*/lock")):
+        rank_zero_warn(
+            f"{lock} is there: either another process compiles DeepSpeed's operations right now, or one that did was "
+            "killed. This run waits until the file is gone; if nothing else compiles, delete it."
+        )
