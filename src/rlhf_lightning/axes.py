@@ -41,8 +41,8 @@ def axes(
     Args:
         named: One letter an axis, such as ``"B T"``; of a mapping, those of each of its tensors. None: it holds for the
             whole value, or is a dataclass.
-        absent: What stands for it in those parts of a :func:`join` that have None, where others have a value; when not
-            given, such parts are refused.
+        absent: What stands for it in those parts of a :func:`join` that have None, where others have a value: a number,
+            or the name of another field. When not given, such parts are refused.
         join: What becomes of the parts' values where there are no axes; the first one stays when not given.
     """
     return {"axes": tuple(named.split()), "absent": absent, "join": join}
@@ -73,8 +73,14 @@ def to_device(value: V, device: torch.device) -> V:
     return moved
 
 
-def take(value: V, **chosen: Sequence[int] | Tensor) -> V:
-    """These places of these axes, in this order: ``take(rollout, P=[2], B=[4, 5])``."""
+def take(value: V, along: str = "", **chosen: Sequence[int] | Tensor) -> V:
+    """These places of these axes, in this order: ``take(rollout, P=[2], B=[4, 5])``.
+
+    Args:
+        value: A value that says its axes, or tensors (in a mapping) of the axes ``along``.
+        along: As for :func:`axes`, of tensors that stand in no dataclass.
+        chosen: Places by axis; axes that are not named stay whole.
+    """
     index = {axis: torch.as_tensor(places, dtype=torch.int64) for axis, places in chosen.items()}
 
     def taken(part: Any, axes: Axes) -> Any:
@@ -85,7 +91,7 @@ def take(value: V, **chosen: Sequence[int] | Tensor) -> V:
                 part = part[(slice(None),) * dim + (index[axis].to(part.device),)]
         return part
 
-    found: V = mapped(value, taken)
+    found: V = mapped(value, taken, tuple(along.split()))
     return found
 
 
@@ -163,6 +169,8 @@ def _absent(there: Any, absent: Any, owner: Any) -> Any:
     """What stands for a missing value beside one that is there: of as many rows as its owner has."""
     if absent is _REFUSE:
         return None
+    if isinstance(absent, str):
+        return getattr(owner, absent)
     rows = next(
         getattr(owner, f.name).shape[0]
         for f in dataclasses.fields(owner)

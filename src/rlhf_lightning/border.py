@@ -94,12 +94,15 @@ def checked_scores(scorer: object, given: Any, rollout: Rollout) -> Scores:
             raise PartError(f"{name} gave steps as {_kind(steps)}, not as StepScores(values, ends)")
         checked_tensor(name, "step scores", steps.values, rollout.mask.shape)
         checked_tensor(name, "steps' ends", steps.ends, rollout.mask.shape)
+        if bool((steps.ends.bool() & ~rollout.mask.to(steps.ends.device)).any()):
+            raise PartError(f"{name} gave steps that end on tokens which the policy did not draw")
         steps_fine = steps.values.isfinite().all(1).to(failed.device)
     fine = values.isfinite() & steps_fine
     odd = ~fine | ~torch.stack([values, *parts.values()]).isfinite().all(0)
+    columns = checked_columns(name, given.columns, rollout.mask.shape, rollout.columns)
     odd_before = torch.zeros_like(odd) if given.nonfinite is None else given.nonfinite
     if not odd.any():
-        return replace(given, values=values, parts=parts, failed=failed, nonfinite=odd_before)
+        return replace(given, values=values, parts=parts, failed=failed, nonfinite=odd_before, columns=columns)
     instead = float(getattr(scorer, "failure_score", 0.0))
     first = int(odd.nonzero()[0])
     said = f"{name} gave {_first_odd(first, values, parts, steps)} for a response to {rollout.prompt_of(first).task}"
@@ -114,10 +117,13 @@ def checked_scores(scorer: object, given: Any, rollout: Rollout) -> Scores:
         steps,
         odd | odd_before,
         given.reason or said,
+        columns,
     )
 
 
-def checked_rollout(sampler: object, given: Any, prompts: int, samples: int) -> Rollout:
+def checked_rollout(
+    sampler: object, given: Any, prompts: int, samples: int, *, responses: int | None = None
+) -> Rollout:
     """A sampler's responses: as many as were asked for, each with a token at least, every token really drawn.
 
     Raises:
@@ -126,7 +132,7 @@ def checked_rollout(sampler: object, given: Any, prompts: int, samples: int) -> 
     name = f"sampler {type(sampler).__name__}"
     if not isinstance(given, Rollout):
         raise PartError(f"{name} gave {_kind(given)}, not a Rollout")
-    count = prompts * samples
+    count = prompts * samples if responses is None else responses
     if len(given.texts) != count or len(given.prompts) != prompts:
         raise PartError(
             f"{name} gave {len(given.texts)} responses to {len(given.prompts)} prompts, not {count} to {prompts}"
@@ -140,7 +146,41 @@ def checked_rollout(sampler: object, given: Any, prompts: int, samples: int) -> 
     if bool((tokens[mask] < 0).any()):
         raise PartError(f"{name} gave a negative token id")
     checked_draws(name, torch.where(mask, logprobs, 0.0))
-    return given
+    for what in ("inserted", "counted"):
+        if getattr(given, what) is not None:
+            checked_tensor(name, what, getattr(given, what), tokens.shape)
+    exists = given.exists
+    if bool((exists[:, 1:] > exists[:, :-1]).any()):
+        raise PartError(
+            f"{name} gave a mask with holes: tokens within a response that the policy did not draw must be marked in "
+            "Rollout.inserted"
+        )
+    if given.inserted is not None and bool((given.inserted & mask).any()):
+        raise PartError(f"{name} gave tokens that were drawn and inserted at once")
+    if given.counted is not None and bool((given.counted & ~mask).any()):
+        raise PartError(f"{name} gave tokens that count in the losses, but were not drawn")
+    return replace(given, columns=checked_columns(name, given.columns, tokens.shape))
+
+
+def checked_columns(
+    name: str, given: Any, shape: Sequence[int], taken: Mapping[str, Any] | None = None
+) -> dict[str, Tensor]:
+    """Per-token tensors by name, without gradient.
+
+    Args:
+        name: Who gave them.
+        given: What it gave.
+        shape: (B, T).
+        taken: Columns that others gave before.
+
+    Raises:
+        PartError: If they are anything else, or one has the name of another's.
+    """
+    if not isinstance(given, Mapping):
+        raise PartError(f"{name} gave columns as {_kind(given)}, not as a dict of tensors")
+    if both := sorted(set(given) & set(taken or {})):
+        raise PartError(f"{name} gave a column {both[0]!r}, but there is one of that name already: call it otherwise")
+    return {column: checked_tensor(name, f"column {column!r}", own, shape).detach() for column, own in given.items()}
 
 
 def checked_draws(name: str, logprobs: Tensor) -> None:
@@ -190,7 +230,15 @@ class Border:
         values = self.tensor(name, "rewards", given.values, before.values.shape, before.values.isfinite())
         return replace(given, values=values)
 
-    def advantages(self, estimator: object, given: Any, mask: Tensor, *, with_critic: bool) -> Advantages:
+    def advantages(
+        self,
+        estimator: object,
+        given: Any,
+        mask: Tensor,
+        *,
+        with_critic: bool,
+        taken: Mapping[str, Tensor] | None = None,
+    ) -> Advantages:
         """What an advantage estimator gave."""
         name = f"advantage {type(estimator).__name__}"
         if not isinstance(given, Advantages):
@@ -200,7 +248,8 @@ class Border:
             returns = self.tensor(name, "returns", given.returns, mask.shape, mask)
         elif with_critic:
             raise PartError(f"{name} gave no returns, but there is a critic that learns from them")
-        return replace(given, values=values, returns=returns)
+        columns = checked_columns(name, given.columns, mask.shape, taken)
+        return replace(given, values=values, returns=returns, columns=columns)
 
 
 def metric_value(metric: object, given: Any) -> float:

@@ -14,6 +14,7 @@ from rlhf_lightning.algorithms.kl import KLTerm
 from rlhf_lightning.axes import to_device
 from rlhf_lightning.border import Border, checked_rollout, checked_scores, metric_value, part_name
 from rlhf_lightning.events import Events
+from rlhf_lightning.functional import last_true
 from rlhf_lightning.protocols import AdvantageEstimator, FurtherPrompts, Metric, RewardTransform, Sampler, Scorer
 from rlhf_lightning.types import Experience, Prompt, Rewards, Rollout, Scores, TokenRewards
 
@@ -104,16 +105,18 @@ class Pipeline:
                 values = border.tensor("critic", "values", values, shape, rollout.mask)
                 after = border.tensor("critic", "values after the last token", after, shape[:1])
             if computed:
-                self.events.advance(int(rollout.lengths.sum()))
+                self.events.advance(int(rollout.drawn.sum()))
         rewards, logged = transform(self.transforms, raw_rewards(rollout, scores), border)
         token_rewards = replace(
             place_on_tokens(rewards, rollout, old, ref, self.kl_reward, values),
+            columns={**rollout.columns, **to_device(scores.columns, rollout.mask.device)},
             steps=to_device(scores.steps, rollout.mask.device),
             prompt_baseline=self._baseline(rollout, border),
             bootstrap=after,
         )
+        given = self.advantage(token_rewards)
         advantages = border.advantages(
-            self.advantage, self.advantage(token_rewards), rollout.mask, with_critic=values is not None
+            self.advantage, given, rollout.mask, with_critic=values is not None, taken=token_rewards.columns
         )
         experience = Experience(rollout, scores, rewards.values, advantages, old, ref, logged, values)
         found = {"rollout/nonfinite": float(border.nonfinite)}
@@ -138,7 +141,7 @@ class Pipeline:
 
 def raw_rewards(rollout: Rollout, scores: Scores) -> Rewards:
     """The scores as rewards that no transform has touched."""
-    return Rewards(scores.values, rollout.group_size, rollout.lengths, rollout.finished)
+    return Rewards(scores.values, rollout.group_size, rollout.drawn, rollout.finished)
 
 
 def transform(
@@ -156,9 +159,9 @@ def transform(
 def place_on_tokens(
     rewards: Rewards, rollout: Rollout, old: Tensor, ref: Tensor | None, kl: KLTerm | None, values: Tensor | None
 ) -> TokenRewards:
-    """The response's reward on its last token; on every token the KL penalty, where there is one (paper, Eq. 3)."""
-    per_token = torch.zeros_like(old, dtype=torch.float32)
-    per_token[torch.arange(len(old), device=old.device), rollout.lengths - 1] = rewards.values.to(per_token)
+    """The response's reward on the last token drawn; on every drawn token the KL penalty, if any (paper, Eq. 3)."""
+    values_B = rewards.values.to(old.device, torch.float32)
+    per_token = torch.where(last_true(rollout.mask), values_B[:, None], 0.0)
     if kl is not None and ref is not None:
         per_token = per_token - kl(old, ref) * rollout.mask
     return TokenRewards(per_token, rollout.mask, rollout.group_size, values)

@@ -89,21 +89,22 @@ class PolicyLoss(ABC):
         """Returns the (b, T) per-token loss and (b, T) per-token diagnostics by name (averaged over tokens for logs).
 
         Args:
-            new: (b, T) log-probs under the policy being trained, with gradient.
-            batch: The micro-batch.
+            new: (b, T) log-probs under the policy being trained, with gradient; 0 off ``batch.packed.mask``.
+            batch: The micro-batch; what sampler, scorers and advantages told a token is in its ``columns``.
         """
 
-    def mark(self, old: Tensor, advantages: Tensor, mask: Tensor, *, seed: int) -> Tensor | None:
+    def mark(self, old: Tensor, advantages: Tensor, mask: Tensor, *, seed: int) -> Tensor | Mapping[str, Tensor] | None:
         """Picks tokens out of a whole update, before it is cut into micro-batches; by default none.
 
         Args:
             old: (n, T) log-probs before the update.
             advantages: (n, T).
-            mask: (n, T) True on response tokens.
+            mask: (n, T) True on the tokens that count in the losses.
             seed: For a random choice; a function of run seed, rollout and update.
 
         Returns:
-            (n, T) bool, which comes back as ``UpdateBatch.marks``, or None.
+            (n, T) bool, which comes back as ``UpdateBatch.marks``; or (n, T) tensors by name, which come back among
+            ``UpdateBatch.columns``; or None.
         """
         return None
 

@@ -60,8 +60,8 @@ def of_tasks(experience: Experience) -> dict[str, float]:
 
 
 def of_lengths(experience: Experience) -> dict[str, float]:
-    """Response length in tokens: mean, quantiles and maximum; and the share cut off before they ended."""
-    lengths = experience.rollout.lengths.float()
+    """Drawn tokens of a response: mean, quantiles and maximum; and the share cut off before they ended."""
+    lengths = experience.rollout.drawn.float()
     return {
         "response/length_mean": float(lengths.mean()),
         **{f"response/length_{name}": value for name, value in quantiles(lengths, _LENGTH_PLACES).items()},

@@ -28,16 +28,27 @@ from rlhf_lightning.sampling_params import SamplingParams as SamplingParams
 class Rollout:
     """Sampled responses.
 
+    Of a token three things can be said. It **exists**: it stands in the response, and later tokens are drawn after it
+    (:attr:`exists`). The policy **drew it**: it has a log-prob, and a loss can be over it (``mask``). And it **counts**
+    in the losses (``counted``). Where nobody says otherwise the three are the same. In between, a tool or an
+    environment may have put tokens that the policy did not draw (``inserted``): there the mask has a hole. What is read
+    off the mask (losses, log-probs, advantages, means) so is right with holes; the reward stands on the last token
+    that was drawn.
+
     Attributes:
         prompts: The P prompts.
         tokens: (B, T) response token ids, right-padded with 0; the end-of-sequence token is part of the response.
-        mask: (B, T) True on response tokens.
+        mask: (B, T) True on the tokens that the policy drew; each response has one at least.
         logprobs: (B, T) log-probs of the distribution really sampled from (temperature and support included); 0 off
             the mask. For greedy decoding: of the untempered full distribution.
         finished: (B,) True where the response ended by itself (end-of-sequence or stop text), False where cut off.
         texts: B decoded responses, without what ends them, and with other special tokens where ``params`` keeps them.
         params: How they were drawn.
         weights_version: Version of the policy weights they were drawn from.
+        inserted: (B, T) True on tokens of the response that the policy did not draw; with the mask they are all tokens
+            up to the response's end. None where there are none.
+        counted: (B, T) True on the drawn tokens that losses are over; None is all of them.
+        columns: (B, T) tensors by name, of whatever a sampler wants to tell scorers, advantages and losses a token.
     """
 
     prompts: tuple[Prompt, ...] = field(metadata=axes("P"))
@@ -48,15 +59,28 @@ class Rollout:
     texts: tuple[str, ...] = field(metadata=axes("B"))
     params: SamplingParams
     weights_version: int = 0
+    inserted: Tensor | None = field(default=None, metadata=axes("B T", absent=False))
+    counted: Tensor | None = field(default=None, metadata=axes("B T", absent="mask"))
+    columns: Mapping[str, Tensor] = field(default_factory=dict, metadata=axes("B T"))
 
     @property
     def group_size(self) -> int:
-        """G, the number of samples a prompt (0 for an empty rollout)."""
+        """G, the number of samples per prompt (0 for an empty rollout)."""
         return self.tokens.shape[0] // len(self.prompts) if self.prompts else 0
 
     @property
+    def exists(self) -> Tensor:
+        """(B, T) True on all tokens of the responses, drawn or inserted: each row up to its length."""
+        return self.mask if self.inserted is None else self.mask | self.inserted
+
+    @property
     def lengths(self) -> Tensor:
-        """(B,) response lengths in tokens."""
+        """(B,) response lengths in tokens, inserted ones included."""
+        return self.exists.sum(dim=1)
+
+    @property
+    def drawn(self) -> Tensor:
+        """(B,) how many tokens of each response the policy drew."""
         return self.mask.sum(dim=1)
 
     def prompt_of(self, sequence: int) -> Prompt:
@@ -75,7 +99,7 @@ class StepScores:
 
     Attributes:
         values: (B, T) float32, 0 where no step ends.
-        ends: (B, T) True on the last token of a step; within the response's mask.
+        ends: (B, T) True on the last token of a step that was drawn; within the response's mask.
     """
 
     values: Tensor = field(metadata=axes("B T"))
@@ -93,6 +117,7 @@ class Scores:
         steps: Scores of reasoning steps, from a scorer that judges them; else None.
         nonfinite: (B,) True where a scorer gave a number that is not finite; None where nobody has looked yet.
         reason: Why the first of those that failed did; "" where none did or the scorer did not say.
+        columns: (B, T) tensors by name, of whatever a scorer wants to tell advantages and losses a token.
     """
 
     values: Tensor = field(metadata=axes("B"))
@@ -101,6 +126,7 @@ class Scores:
     steps: StepScores | None = field(default=None, metadata=axes(absent=0))
     nonfinite: Tensor | None = field(default=None, metadata=axes("B", absent=False))
     reason: str = field(default="", metadata=axes(join=lambda reasons: next(filter(None, reasons), "")))
+    columns: Mapping[str, Tensor] = field(default_factory=dict, metadata=axes("B T"))
 
 
 @dataclass(frozen=True)
@@ -110,7 +136,7 @@ class Rewards:
     Attributes:
         values: (B,) float32.
         group_size: G; groups are contiguous.
-        lengths: (B,) response lengths in tokens.
+        lengths: (B,) how many tokens of each response the policy drew.
         finished: (B,) False where the response was cut off.
     """
 
@@ -122,17 +148,18 @@ class Rewards:
 
 @dataclass(frozen=True)
 class TokenRewards:
-    """Rewards placed on tokens: the response's on its last token, a KL penalty on every one.
+    """Rewards placed on tokens: the response's on the last one that was drawn, a KL penalty on every one.
 
     Attributes:
         values: (B, T), 0 off the mask.
-        mask: (B, T).
+        mask: (B, T) True on the tokens that the policy drew; holes are stepped over.
         group_size: G; groups are contiguous.
         baseline: (B, T) critic values, or None without a critic.
         prompt_baseline: (P,) reward to compare a prompt's samples with, when the estimator asks for one; else None.
         steps: Scores of reasoning steps, or None.
         bootstrap: (B,) critic values after the last token, of what would have come had a response not been cut off; 0
             for those that ended. None counts as 0.
+        columns: What sampler and scorers told a token, by name.
     """
 
     values: Tensor = field(metadata=axes("B T"))
@@ -142,6 +169,7 @@ class TokenRewards:
     prompt_baseline: Tensor | None = field(default=None, metadata=axes("P"))
     steps: StepScores | None = None
     bootstrap: Tensor | None = field(default=None, metadata=axes("B"))
+    columns: Mapping[str, Tensor] = field(default_factory=dict, metadata=axes("B T"))
 
 
 @dataclass(frozen=True)
@@ -151,10 +179,12 @@ class Advantages:
     Attributes:
         values: (B, T), 0 off the mask.
         returns: (B, T) targets of the critic, or None without one.
+        columns: (B, T) tensors by name, of whatever an estimator wants to tell losses a token.
     """
 
     values: Tensor = field(metadata=axes("B T"))
     returns: Tensor | None = field(default=None, metadata=axes("B T"))
+    columns: Mapping[str, Tensor] = field(default_factory=dict, metadata=axes("B T"))
 
 
 @dataclass(frozen=True)
@@ -181,6 +211,11 @@ class Experience:
     metrics: Mapping[str, float]
     values: Tensor | None = field(default=None, metadata=axes("B T"))
 
+    @property
+    def columns(self) -> dict[str, Tensor]:
+        """(B, T) tensors by name that sampler, scorers and advantage estimator gave; no two have one name."""
+        return {**self.rollout.columns, **self.scores.columns, **self.advantages.columns}
+
 
 @dataclass(frozen=True)
 class PackedSequences:
@@ -195,11 +230,11 @@ class PackedSequences:
         prompt_lengths: (P',) prompt tokens a group.
         response_lengths: (b,) response tokens that stand in the row (one less than the response has).
         group_of: (b,) group of each response, non-decreasing.
-        predict_index: (R,) where in the row the hidden state stands that predicts each response token, responses one
-            after another (R is the total number of response tokens; the first of each is predicted by the prompt's
-            last token).
-        targets: (R,) the response tokens.
-        mask: (b, T) True on response tokens; ``mask.nonzero()`` is in the order of ``targets``.
+        predict_index: (R,) where in the row the hidden state stands that predicts each drawn token, responses one
+            after another (R is their total number; the first token of each is predicted by the prompt's last token).
+        targets: (R,) the drawn tokens.
+        mask: (b, T) True on the response tokens that the policy drew; ``mask.nonzero()`` is in the order of
+            ``targets``. A token that was inserted stands in the row, but is no target.
     """
 
     input_ids: Tensor = field(metadata=axes("N"))
@@ -234,6 +269,8 @@ class UpdateBatch:
         sampler_logprobs: (b, T) the sampler's own log-probs, with the support it used; None is as ``old_logprobs``.
         marks: (b, T) tokens that the policy loss picked out of the whole update; None when it picks none.
         old_values, returns: (b, T) critic values when the rollout was made, and its targets; None without a critic.
+        columns: (b, T) tensors by name, as sampler, scorers and advantage estimator gave them, and
+            :meth:`~rlhf_lightning.protocols.PolicyLoss.mark`.
     """
 
     packed: PackedSequences
@@ -248,8 +285,9 @@ class UpdateBatch:
     marks: Tensor | None = field(default=None, metadata=axes("B T"))
     old_values: Tensor | None = field(default=None, metadata=axes("B T"))
     returns: Tensor | None = field(default=None, metadata=axes("B T"))
+    columns: Mapping[str, Tensor] = field(default_factory=dict, metadata=axes("B T"))
 
     @property
     def tokens(self) -> int:
-        """Response tokens in this micro-batch."""
+        """Drawn tokens in this micro-batch."""
         return self.packed.targets.numel()

@@ -128,7 +128,7 @@ class Importance(PolicyLoss):
         self.needs_moved_policy = self.loss.needs_moved_policy
         self.level, self.mode, self.low, self.high = level, mode, low, high
 
-    def mark(self, old: Tensor, advantages: Tensor, mask: Tensor, *, seed: int) -> Tensor | None:
+    def mark(self, old: Tensor, advantages: Tensor, mask: Tensor, *, seed: int) -> Tensor | Mapping[str, Tensor] | None:
         """As the loss inside."""
         return self.loss.mark(old, advantages, mask, seed=seed)
 

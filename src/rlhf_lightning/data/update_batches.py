@@ -6,14 +6,16 @@ token budget changes the gradient.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from rlhf_lightning.errors import ConfigError
+from rlhf_lightning.axes import rows_of, take
+from rlhf_lightning.border import checked_tensor
+from rlhf_lightning.errors import ConfigError, PartError
 from rlhf_lightning.functional.aggregate import aggregation_weights
 from rlhf_lightning.functional.packing import GroupPiece
 from rlhf_lightning.models.rollout_packs import pack_pieces, split_rollout
@@ -35,7 +37,8 @@ class Truncation:
 
     def counted(self, rollout: Rollout) -> Tensor:
         """(B, T) tokens that count in the losses."""
-        return rollout.mask if self.count else rollout.mask & rollout.finished[:, None]
+        counted = rollout.mask if rollout.counted is None else rollout.counted
+        return counted if self.count else counted & rollout.finished[:, None]
 
     def going_on(self, rollout: Rollout) -> Tensor:
         """(B,) responses that are worth something after their last token."""
@@ -44,7 +47,7 @@ class Truncation:
 
 TRUNCATIONS = {"keep": Truncation(), "mask": Truncation(count=False), "bootstrap": Truncation(go_on=True)}
 Batch = TypeVar("Batch", bound=Any)
-Mark = Callable[[Tensor, Tensor, Tensor, int], Tensor | None]
+Mark = Callable[[Tensor, Tensor, Tensor, int], Tensor | Mapping[str, Tensor] | None]
 
 
 def updates_of(
@@ -76,7 +79,7 @@ def updates_of(
         micro_batches: k; the smallest number that fits every update when not given.
         shared_by: Number of ranks; a k that is not given is a multiple of it.
         mark: Picks tokens of a whole update, from (n, T) old log-probs, advantages, mask, and the update's number.
-        counted: (B, T) tokens that count in the losses; all response tokens when not given.
+        counted: (B, T) tokens that count in the losses; those of the rollout when not given.
 
     Returns:
         U lists of k micro-batches.
@@ -90,17 +93,18 @@ def updates_of(
             experience, updates=updates, aggregation=aggregation, order=order, counted=counted
         )
     cut = {"updates": updates, "token_budget": token_budget, "order": order, "shared_by": shared_by}
-    k, rows_of = rows_of_updates(experience.rollout, micro_batches=micro_batches, **cut)  # type: ignore[arg-type]
+    k, packs = rows_of_updates(experience.rollout, micro_batches=micro_batches, **cut)  # type: ignore[arg-type]
     old, advantages = experience.old_logprobs, experience.advantages.values
-    mask = experience.rollout.mask if counted is None else counted
+    mask = Truncation().counted(experience.rollout) if counted is None else counted
     batches = []
     for number, members in enumerate(groups):
-        rows = _rows(experience, members)
+        rows = rows_of(members, experience.rollout.group_size)
         weights = _weights(mask[rows], aggregation, denominators[number])
         marks = None if mark is None else mark(old[rows], advantages[rows], mask[rows], number)
         first_row = {group: position * experience.rollout.group_size for position, group in enumerate(members)}
-        update = _Update(number, k, first_row, weights, marks)
-        batches.append(filled([_batch(experience, pieces, update) for pieces in rows_of[number]], k))
+        marks, columns = _marks(marks, experience, mask[rows].shape)
+        update = _Update(number, k, first_row, weights, marks, columns)
+        batches.append(filled([_batch(experience, pieces, update) for pieces in packs[number]], k))
     return batches
 
 
@@ -155,8 +159,8 @@ def update_denominators(
     groups = groups_of_updates(len(experience.rollout.prompts), updates, order)
     longest = experience.rollout.params.max_new_tokens
     count = _DENOMINATORS[aggregation]
-    mask = experience.rollout.mask if counted is None else counted
-    return [count(mask[_rows(experience, members)], longest) for members in groups]
+    mask = Truncation().counted(experience.rollout) if counted is None else counted
+    return [count(mask[rows_of(members, experience.rollout.group_size)], longest) for members in groups]
 
 
 def micro_batches_needed(
@@ -197,41 +201,50 @@ def filled(batches: list[Batch], k: int) -> list[Batch]:
 
 @dataclass(frozen=True)
 class _Update:
-    """What is known of a whole update: its number, k, each group's first row, and (n, T) weights and marks."""
+    """What is known of a whole update: its number, k, each group's first row, and (n, T) weights, marks, columns."""
 
     number: int
     micro_batches: int
     first_row: dict[int, int]
     weights: Tensor
     marks: Tensor | None
+    columns: Mapping[str, Tensor]
 
 
 def _batch(experience: Experience, pieces: Sequence[GroupPiece], update: _Update) -> UpdateBatch:
     rows, packed = pack_pieces(experience.rollout, pieces)
     own = torch.tensor([update.first_row[piece.group] + i for piece in pieces for i in piece.responses])
+    per_token = {
+        "old_logprobs": experience.old_logprobs,
+        "ref_logprobs": experience.ref_logprobs,
+        "advantages": experience.advantages.values,
+        "sampler_logprobs": experience.rollout.logprobs,
+        "old_values": experience.values,
+        "returns": experience.advantages.returns,
+        "columns": experience.columns,
+    }
+    given: dict[str, Any] = take(per_token, "B T", B=rows)
+    of_update: dict[str, Any] = take({"marks": update.marks, "columns": update.columns}, "B T", B=own)
     return UpdateBatch(
         packed=packed,
-        old_logprobs=experience.old_logprobs[rows],
-        ref_logprobs=_of_rows(experience.ref_logprobs, rows),
-        advantages=experience.advantages.values[rows],
         weights=update.weights[own],
         temperature=experience.rollout.params.temperature,
         update=update.number,
         micro_batches=update.micro_batches,
-        sampler_logprobs=experience.rollout.logprobs[rows],
-        marks=_of_rows(update.marks, own),
-        old_values=_of_rows(experience.values, rows),
-        returns=_of_rows(experience.advantages.returns, rows),
+        marks=of_update["marks"],
+        **{**given, "columns": {**given["columns"], **of_update["columns"]}},
     )
 
 
-def _of_rows(values: Tensor | None, rows: Tensor) -> Tensor | None:
-    return None if values is None else values[rows]
-
-
-def _rows(experience: Experience, groups: Sequence[int]) -> Tensor:
-    size = experience.rollout.group_size
-    return (torch.tensor(groups)[:, None] * size + torch.arange(size)).flatten()
+def _marks(
+    given: Tensor | Mapping[str, Tensor] | None, experience: Experience, shape: Sequence[int]
+) -> tuple[Tensor | None, Mapping[str, Tensor]]:
+    """What a loss picked out of an update: marks, or columns by name."""
+    if not isinstance(given, Mapping):
+        return None if given is None else checked_tensor("policy loss", "marks", given, shape), {}
+    if taken := sorted(given.keys() & experience.columns.keys()):
+        raise PartError(f"policy loss: there is a column {taken[0]!r} already, from sampler, scorers or advantage")
+    return None, {name: checked_tensor("policy loss", f"column {name!r}", own, shape) for name, own in given.items()}
 
 
 def _weights(mask: Tensor, aggregation: str, denominator: float) -> Tensor:

@@ -31,7 +31,12 @@ class GroupPiece:
 
 
 def pack_groups(
-    prompts: Sequence[Sequence[int]], tokens: Tensor, mask: Tensor, *, group_of: Tensor | None = None
+    prompts: Sequence[Sequence[int]],
+    tokens: Tensor,
+    mask: Tensor,
+    *,
+    exists: Tensor | None = None,
+    group_of: Tensor | None = None,
 ) -> PackedSequences:
     """Lays prompts and their responses end to end in one row, each prompt once.
 
@@ -41,20 +46,24 @@ def pack_groups(
     Args:
         prompts: P' prompts of at least one token each.
         tokens: (b, T) response token ids, right-padded.
-        mask: (b, T) bool, True on response tokens; each row is True up to its length, then False.
+        mask: (b, T) bool, True on the response tokens that are predicted. Where ``exists`` is given it may have holes.
+        exists: (b, T) bool, True on all tokens of the responses, up to each one's length; ``mask`` when not given. A
+            token that only exists stands in the row and is attended to, but is no target.
         group_of: (b,) int64, which prompt each response answers, non-decreasing; groups of equal size when not given.
 
     Returns:
         The packed row, on the device of ``tokens``.
 
     Raises:
-        ValueError: If a prompt is empty, a mask has a hole, or the groups do not fit the responses.
+        ValueError: If a prompt is empty, a response has a hole or a target that does not exist, or the groups do not
+            fit the responses.
     """
     group_of = _equal_groups(len(prompts), len(tokens)) if group_of is None else group_of.cpu()
-    _check(prompts, tokens, mask, group_of)
-    device, tokens, mask = tokens.device, tokens.cpu(), mask.cpu()
+    exists = mask if exists is None else exists
+    _check(prompts, tokens, mask, exists, group_of)
+    device, tokens, mask, exists = tokens.device, tokens.cpu(), mask.cpu(), exists.cpu()
     prompt_lengths = torch.tensor([len(prompt) for prompt in prompts], dtype=torch.int64)
-    standing = (mask.sum(dim=1) - 1).clamp(min=0)
+    standing = (exists.sum(dim=1) - 1).clamp(min=0)
     prompt_start, response_start = row_starts(prompt_lengths, standing, group_of)
     time = torch.arange(tokens.shape[1])
     in_row = time < standing[:, None]
@@ -228,14 +237,16 @@ def _equal_groups(n_prompts: int, n_responses: int) -> Tensor:
     return torch.arange(n_prompts).repeat_interleave(n_responses // n_prompts)
 
 
-def _check(prompts: Sequence[Sequence[int]], tokens: Tensor, mask: Tensor, group_of: Tensor) -> None:
-    if tokens.ndim != 2 or tokens.shape != mask.shape or group_of.shape != tokens.shape[:1]:
+def _check(prompts: Sequence[Sequence[int]], tokens: Tensor, mask: Tensor, exists: Tensor, group_of: Tensor) -> None:
+    if tokens.ndim != 2 or not tokens.shape == mask.shape == exists.shape or group_of.shape != tokens.shape[:1]:
         shapes = f"tokens {tuple(tokens.shape)}, mask {tuple(mask.shape)}, group_of {tuple(group_of.shape)}"
         raise ValueError(f"expected (b, T), (b, T) and (b,), got {shapes}")
     empty = [index for index, prompt in enumerate(prompts) if len(prompt) == 0]
     if empty:
         raise ValueError(f"prompts must have at least one token; empty: {empty}")
-    if (mask[:, 1:] > mask[:, :-1]).any():
+    if (exists[:, 1:] > exists[:, :-1]).any():
         raise ValueError("a mask must be True up to the response's length and False after it")
+    if (mask & ~exists).any():
+        raise ValueError("tokens are to be predicted that do not exist")
     if len(group_of) and ((group_of.diff() < 0).any() or group_of.min() < 0 or group_of.max() >= len(prompts)):
         raise ValueError(f"group_of must be non-decreasing and within the {len(prompts)} prompts")

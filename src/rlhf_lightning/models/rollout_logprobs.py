@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from rlhf_lightning import ranks
+from rlhf_lightning.axes import fitted
 from rlhf_lightning.functional.packing import GroupPiece
 from rlhf_lightning.models.attention import as_in_training
 from rlhf_lightning.models.packed import packed_logprobs
@@ -101,9 +101,10 @@ def with_place_after(rollout: Rollout, rows: Tensor) -> Rollout:
         rollout: The responses.
         rows: (B,) True for those that get a place.
     """
-    tokens, mask, logprobs = (pad(x, (0, 1)) for x in (rollout.tokens, rollout.mask, rollout.logprobs))
+    wider = fitted(rollout, T=rollout.tokens.shape[1] + 1)
+    mask = wider.mask.clone()
     mask[rows, rollout.lengths[rows]] = True
-    return replace(rollout, tokens=tokens, mask=mask, logprobs=logprobs)
+    return replace(wider, mask=mask)
 
 
 def _even_bins(rollout: Rollout, token_budget: int) -> list[list[GroupPiece]]:

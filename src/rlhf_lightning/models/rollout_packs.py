@@ -61,6 +61,7 @@ def pack_pieces(rollout: Rollout, pieces: Sequence[GroupPiece]) -> tuple[Tensor,
         [rollout.prompts[piece.group].tokens for piece in pieces],
         rollout.tokens[rows],
         rollout.mask[rows],
+        exists=rollout.exists[rows],
         group_of=torch.arange(len(pieces)).repeat_interleave(counts),
     )
     return rows, packed

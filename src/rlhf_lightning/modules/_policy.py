@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -286,7 +286,7 @@ class PolicyModule(ExploringModule):
         updates = updates_of(experience, aggregation=self.aggregation, **own, **self.cutting)
         return [batch for update in updates for batch in own_batches(update)] * self.plan.epochs_per_rollout
 
-    def _mark(self, old: Tensor, advantages: Tensor, mask: Tensor, update: int) -> Tensor | None:
+    def _mark(self, old: Tensor, advantages: Tensor, mask: Tensor, update: int) -> Tensor | Mapping[str, Tensor] | None:
         seed = derive_seed("mark", self.seed, self.rollout_index, update)
         return self.policy_loss.mark(old, advantages, mask, seed=seed)
 

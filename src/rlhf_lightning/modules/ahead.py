@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,12 +11,13 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from rlhf_lightning.axes import flat, to_device, unflat
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.protocols import PolicyLoss
 from rlhf_lightning.ranks import own_share
 from rlhf_lightning.samplers.overlap import OverlapSampler
 from rlhf_lightning.samplers.wrappers import gathered_rollout, own_part
-from rlhf_lightning.types import Prompt, Rollout, SamplingParams
+from rlhf_lightning.types import Prompt, Rollout
 
 
 def check_overlap(overlap: int, loss: PolicyLoss) -> None:
@@ -99,14 +100,8 @@ class Ahead:
 
 def state_of(rollout: Rollout) -> dict[str, Any]:
     """A rollout as tensors and plain values, for a checkpoint; its prompts by their numbers."""
-    on_cpu = {name: getattr(rollout, name).cpu() for name in ("tokens", "logprobs", "finished", "lengths")}
-    return {
-        **on_cpu,
-        "texts": list(rollout.texts),
-        "prompts": [prompt.index for prompt in rollout.prompts],
-        "params": asdict(rollout.params),
-        "weights_version": rollout.weights_version,
-    }
+    numbers = [prompt.index for prompt in rollout.prompts]
+    return flat(to_device(replace(rollout, prompts=()), torch.device("cpu"))) | {"prompts": numbers}
 
 
 def restored(state: Mapping[str, Any], prompts: Sequence[Prompt], seeds: Tensor) -> Rollout:
@@ -120,23 +115,17 @@ def restored(state: Mapping[str, Any], prompts: Sequence[Prompt], seeds: Tensor)
     Raises:
         ConfigError: If these are others than the rollout was drawn for.
     """
-    tokens, lengths = state["tokens"], state["lengths"]
+    tokens = state["tokens"]
+    if "lengths" in state:  # of a checkpoint from before fields said their axes
+        params = {f"params.{name}": value for name, value in state["params"].items()}
+        state = {**state, **params, "mask": torch.arange(tokens.shape[1]) < state["lengths"][:, None]}
     if state["prompts"] != [prompt.index for prompt in prompts] or len(tokens) != len(seeds):
         raise ConfigError(
             f"the checkpoint holds a rollout that was drawn ahead, {len(tokens)} responses to {len(state['prompts'])} "
             f"prompts, but this run draws {len(seeds)} to {len(prompts)}, or to others: resume with the data, "
             "prompts_per_rollout and samples_per_prompt that the run was begun with, or with overlap: 0, which drops it"
         )
-    return Rollout(
-        prompts=tuple(prompts),
-        tokens=tokens,
-        mask=torch.arange(tokens.shape[1]) < lengths[:, None],
-        logprobs=state["logprobs"],
-        finished=state["finished"],
-        texts=tuple(state["texts"]),
-        params=SamplingParams(**{**state["params"], "stop": tuple(state["params"]["stop"])}),
-        weights_version=state["weights_version"],
-    )
+    return replace(unflat(Rollout, {**state, "prompts": ()}), prompts=tuple(prompts))
 
 
 class EndsDraws(Callback):

@@ -43,7 +43,7 @@ def accuracy_metrics(rollout: Rollout, scores: Scores) -> dict[str, float]:
     return {
         "held_out/accuracy": float(scores.values.mean()),
         **by_task,
-        "held_out/length_mean": float(rollout.lengths.float().mean()),
+        "held_out/length_mean": float(rollout.drawn.float().mean()),
         "held_out/truncated": float((~rollout.finished).float().mean()),
     }
 
@@ -96,7 +96,7 @@ def sampled_metrics(
 def samples_of(experience: Experience) -> list[dict[str, Any]]:
     """Each response with its prompt, scores, reward and advantage, as plain values."""
     rollout, scores = experience.rollout, experience.scores
-    mean_advantage = (experience.advantages.values.sum(1) / rollout.lengths.clamp(min=1)).tolist()
+    mean_advantage = (experience.advantages.values.sum(1) / rollout.drawn.clamp(min=1)).tolist()
     parts = {name: part.tolist() for name, part in scores.parts.items()}
     return [
         {

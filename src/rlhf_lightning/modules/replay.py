@@ -47,7 +47,8 @@ class BadNumber:
     """The first number that is not finite, in the order of computation.
 
     Attributes:
-        tensor: Its name: one of :data:`GIVEN`, ``logprobs``, ``values``, a loss a token, or ``gradient of …``.
+        tensor: Its name: one of :data:`GIVEN`, ``columns.…``, ``logprobs``, ``values``, a loss per token, or
+            ``gradient of …``.
         value: nan, inf or -inf.
         micro_batch, row, token: Where; row and token are None for a gradient, which belongs to no sequence.
     """
@@ -105,19 +106,26 @@ def replay(
 
 
 def sequence_tokens(batch: UpdateBatch, row: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Token ids of a response's prompt and of the response itself."""
+    """Token ids of a response's prompt and of the response itself; one at its end that was not drawn is not known."""
     packed = batch.packed
     group = int(packed.group_of[row])
     of_group = torch.zeros_like(packed.prompt_lengths).index_add_(0, packed.group_of, packed.response_lengths)
     start = int((packed.prompt_lengths + of_group)[:group].sum())
     prompt = packed.input_ids[start : start + int(packed.prompt_lengths[group])]
-    response = packed.to_rows(packed.targets)[row][packed.mask[row]]
-    return tuple(prompt.tolist()), tuple(response.tolist())
+    before, length = (
+        int(packed.response_lengths[:row][packed.group_of[:row] == group].sum()),
+        packed.response_lengths[row],
+    )
+    begin = start + int(packed.prompt_lengths[group]) + before
+    response = packed.input_ids[begin : begin + int(length)]
+    last = packed.to_rows(packed.targets)[row, int(length)][packed.mask[row, int(length)]]
+    return tuple(prompt.tolist()), (*response.tolist(), *last.tolist())
 
 
 def _bad_given(number: int, batch: UpdateBatch) -> Iterator[BadNumber]:
     given = {name: getattr(batch, name) for name in GIVEN}
-    yield from _bad_rows(number, {k: v for k, v in given.items() if v is not None}, batch.packed.mask)
+    columns = {f"columns.{name}": column for name, column in batch.columns.items()}
+    yield from _bad_rows(number, {k: v for k, v in (given | columns).items() if v is not None}, batch.packed.mask)
 
 
 def _bad_rows(number: int, tensors: dict[str, Tensor], mask: Tensor) -> Iterator[BadNumber]:

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from rlhf_lightning.axes import join
 from rlhf_lightning.errors import RLHFError
 from rlhf_lightning.samplers._policy_client import BYTES, JSON, PolicyServer, Wanted
-from rlhf_lightning.samplers._rows import Row
 from rlhf_lightning.samplers._weights import NamedTensors, buckets, effective_weights, with_last
-from rlhf_lightning.types import Prompt, SamplingParams
+from rlhf_lightning.types import Prompt, Rollout, SamplingParams
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -107,8 +107,8 @@ def cut(
     ]
 
 
-def in_order(answers: Sequence[tuple[tuple[int, ...], list[Row]]], groups: int) -> list[Row]:
-    """The rows by group.
+def in_order(answers: Sequence[tuple[tuple[int, ...], Rollout]], groups: int) -> Rollout:
+    """One rollout of the answers' groups, by their numbers.
 
     Raises:
         RuntimeError: If a group is missing or there twice.
@@ -116,7 +116,7 @@ def in_order(answers: Sequence[tuple[tuple[int, ...], list[Row]]], groups: int) 
     found = sorted(answers, key=lambda answer: answer[0])
     if [number for ids, _ in found for number in ids] != list(range(groups)):
         raise RuntimeError("a group of the rollout is missing or there twice")
-    return [row for _, rows in found for row in rows]
+    return join([rollout for _, rollout in found])
 
 
 def _cast(weights: NamedTensors, dtype: torch.dtype | None) -> NamedTensors:

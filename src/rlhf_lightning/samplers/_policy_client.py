@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import math
+import base64
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from rlhf_lightning.errors import RemoteError
-from rlhf_lightning.samplers._rows import Row
+from rlhf_lightning.axes import from_bytes
+from rlhf_lightning.border import checked_rollout
+from rlhf_lightning.errors import RemoteError, RLHFError
 from rlhf_lightning.scorers.client import Client, token_in
-from rlhf_lightning.types import SamplingParams
+from rlhf_lightning.types import Rollout, SamplingParams
 
 HINTS = {
     401: "it wants a token: name the environment variable that holds it with token_env",
@@ -85,8 +86,8 @@ class PolicyServer:
         """
         self._client.send(f"/weights?version={version}&part={part}&last={int(last)}", body, kind)
 
-    def sample(self, wanted: Wanted) -> list[Row]:
-        """The responses, groups contiguous; looks now and then whether the server lives.
+    def sample(self, wanted: Wanted) -> Rollout:
+        """The responses, groups contiguous, without their prompts; looks now and then whether the server lives.
 
         Raises:
             RemoteError: If it is gone, has other weights, or answers something else.
@@ -100,7 +101,7 @@ class PolicyServer:
             "version": wanted.version,
         }
         answer = watched(lambda: self._client.ask("/sample", asked), self._alive, self.heartbeat, self.patience)
-        return self._rows(answer, wanted)
+        return self._rollout(answer, wanted)
 
     @property
     def _client(self) -> Client:
@@ -111,18 +112,21 @@ class PolicyServer:
     def _alive(self) -> None:
         self.health(timeout=self.heartbeat)
 
-    def _rows(self, answer: Any, wanted: Wanted) -> list[Row]:
+    def _rollout(self, answer: Any, wanted: Wanted) -> Rollout:
         if not isinstance(answer, dict) or answer.get("version") != wanted.version:
             raise RemoteError(f"{self.url} answered with other weights than those of version {wanted.version}")
         if answer.get("ids") != list(wanted.ids):
             raise RemoteError(f"{self.url} answered for other prompts than it was asked for")
         try:
-            rows = [_row(tokens, logprobs, finished) for tokens, logprobs, finished in answer["rows"]]
-        except (TypeError, ValueError, KeyError) as error:
+            found = from_bytes(Rollout, base64.b64decode(answer["rollout"], validate=True), "rollout")[0]
+            if len(found) != 1 or len(found[0].texts) != len(wanted.seeds):
+                count = sum(len(one.texts) for one in found)
+                raise RemoteError(f"{self.url} gave {count} responses, {len(wanted.seeds)} were asked for")
+            return checked_rollout(self, found[0], 0, 0, responses=len(wanted.seeds))
+        except (TypeError, ValueError, KeyError, RLHFError) as error:
+            if isinstance(error, RemoteError):
+                raise
             raise RemoteError(f"{self.url} answered something else than responses: {error}") from error
-        if len(rows) != len(wanted.seeds):
-            raise RemoteError(f"{self.url} gave {len(rows)} responses, {len(wanted.seeds)} were asked for")
-        return rows
 
 
 def watched(ask: Callable[[], Any], look: Callable[[], Any], every: float, patience: int) -> Any:
@@ -156,10 +160,3 @@ def watched(ask: Callable[[], Any], look: Callable[[], Any], every: float, patie
     if errors:
         raise errors[0]
     return answers[0]
-
-
-def _row(tokens: Sequence[Any], logprobs: Sequence[Any], finished: Any) -> Row:
-    row = Row(tuple(int(t) for t in tokens), tuple(float(x) for x in logprobs), bool(finished))
-    if not row.tokens or len(row.tokens) != len(row.logprobs) or not all(map(math.isfinite, row.logprobs)):
-        raise ValueError(f"{len(row.logprobs)} log-probs for {len(row.tokens)} tokens, or one that is not finite")
-    return row

@@ -81,7 +81,7 @@ class DynamicSampler(SamplerWrapper):
             counts["rounds"] += 1
             counts["replaced"] += len(alive)
             counts["prompts"] += len(prompts)
-            counts["tokens"] += int(fresh.lengths.sum())
+            counts["tokens"] += int(fresh.drawn.sum())
         counts["dead_after"] = len(dead)
         logged = {f"refill/{name}": float(count) for name, count in counts.items()}
         return rollout, scores, {**logged, "refill/score_before": mean}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,10 +21,9 @@ from rlhf_lightning.samplers._canary import (
     tolerance_for,
     warn_of_rounded_adapters,
 )
-from rlhf_lightning.samplers._endings import eos_token_ids
 from rlhf_lightning.samplers._fleet import Parcel, cut, hand_over, in_order
 from rlhf_lightning.samplers._policy_client import PolicyServer
-from rlhf_lightning.samplers._rows import Row, rollout_of
+from rlhf_lightning.samplers._rollout import to_rollout
 from rlhf_lightning.samplers._settings import DTYPES, dtype_of, sampling_params
 from rlhf_lightning.samplers._spread import Spread
 from rlhf_lightning.samplers._vocabulary import check_same, vocabulary_of
@@ -203,13 +203,14 @@ class RemoteSampler(Sampler):
             gone = [server for server, _ in spread.lost]
             self.lost += [str(reason) for _, reason in spread.lost]
             self._ready = [server for server in self._ready if server not in gone]
-        rows = in_order(answers, len(prompts))
-        eos = eos_token_ids(self._model, self._tokenizer)
-        return rollout_of(prompts, rows, params, self._tokenizer, eos, self._version, self._model.device)
+        if not answers:
+            return to_rollout(prompts, [], params, self._tokenizer, (), self._version)
+        drawn = replace(in_order(answers, len(prompts)), prompts=tuple(prompts), params=params)
+        return to_device(drawn, self._model.device)
 
-    def _tell(self, answer: tuple[tuple[int, ...], list[Row]]) -> None:
+    def _tell(self, answer: tuple[tuple[int, ...], Rollout]) -> None:
         if self.on_tokens is not None:
-            self.on_tokens(sum(len(row.tokens) for row in answer[1]))
+            self.on_tokens(int(answer[1].drawn.sum()))
 
     @torch.no_grad()
     def _hand_over(self, version: int) -> tuple[list[str], list[str]]:

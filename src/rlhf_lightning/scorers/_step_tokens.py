@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -42,8 +42,10 @@ def step_scores(
         tokens = rollout.tokens[b, :length].tolist()
         special = rollout.params.keep_special_tokens
         places = [_completes(end, tokens, tokenizer, special) for end in step_ends(rollout.texts[b], delimiter)]
+        drawn = rollout.mask[b].nonzero()[:, 0].tolist()
         for place, value in zip((*places[:-1], length - 1), (*score.steps[:-1], score.final), strict=True):
-            values[b, place], ends[b, place] = value, True
+            at = drawn[max(bisect_right(drawn, place) - 1, 0)]  # itself, or the last drawn before one that was inserted
+            values[b, at], ends[b, at] = value, True
     return StepScores(values.to(rollout.mask.device), ends.to(rollout.mask.device))
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from rlhf_lightning.border import checked_scores
+from rlhf_lightning.border import checked_columns, checked_scores
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.holdings import HeldModel
 from rlhf_lightning.protocols import Scorer, Task
@@ -121,7 +121,10 @@ class MixtureScorer(Scorer):
         failed = torch.stack([s.failed for s in scores]).any(0)
         nonfinite = torch.stack([s.nonfinite for s in scores if s.nonfinite is not None]).any(0)
         reason = next((s.reason for s in scores if s.reason), "")
-        return Scores(total, self._parts(scores), failed, self._steps(scores), nonfinite, reason)
+        columns: dict[str, torch.Tensor] = {}
+        for scorer, own in zip(self.scorers, scores, strict=True):
+            columns |= checked_columns(f"scorer {scorer.name}", own.columns, rollout.mask.shape, columns)
+        return Scores(total, self._parts(scores), failed, self._steps(scores), nonfinite, reason, columns)
 
     def _steps(self, scores: Sequence[Scores]) -> StepScores | None:
         given = [(weight, s.steps) for weight, s in zip(self.weights, scores, strict=True) if s.steps is not None]

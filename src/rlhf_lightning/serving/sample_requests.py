@@ -1,18 +1,21 @@
 """What a sampling request holds, and what its answer does.
 
 Request: ``{"ids": [numbers], "prompts": [[tokens]], "samples_per_prompt": G, "seeds": [P·G numbers], "params": {...},
-"version": number}``. Answer: ``{"ids": the same, "version": number, "rows": [[tokens, log-probs, finished]]}``.
+"version": number}``. Answer: ``{"ids": the same, "version": number, "rollout": base64}``: the rollout without its
+prompts, as :func:`rlhf_lightning.axes.to_bytes` makes safetensors of it, so that every field and column of it travels.
 """
 
 from __future__ import annotations
 
+import base64
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from rlhf_lightning.axes import to_bytes
 from rlhf_lightning.serving._http import BadRequest
 from rlhf_lightning.types import Problem, Prompt, Rollout, SamplingParams
 
@@ -72,10 +75,8 @@ def asked_in(body: bytes, *, max_items: int, tokens: int) -> Asked:
 
 def answer_of(asked: Asked, rollout: Rollout) -> dict[str, Any]:
     """The answer to a request."""
-    lengths = rollout.lengths.tolist()
-    columns = zip(rollout.tokens.tolist(), rollout.logprobs.tolist(), rollout.finished.tolist(), lengths, strict=True)
-    rows = [[tokens[:n], logprobs[:n], finished] for tokens, logprobs, finished, n in columns]
-    return {"ids": list(asked.ids), "version": rollout.weights_version, "rows": rows}
+    body = base64.b64encode(to_bytes([replace(rollout, prompts=())], "rollout")).decode("ascii")
+    return {"ids": list(asked.ids), "version": rollout.weights_version, "rollout": body}
 
 
 def _object(body: bytes) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,13 +81,20 @@ def marks(make: Make) -> None:
     found = loss.mark(*given, seed=1)
     if found is None:
         return
-    require_shape("marks", found, tuple(batch.advantages.shape))
-    violated(found.dtype != torch.bool, f"marks are {found.dtype}, expected bool")
-    violated((found & ~batch.packed.mask).any(), "tokens off the mask are marked")
-    again = make().mark(*given, seed=1)
-    violated(again is None or not torch.equal(found, again), "two calls with the same seed mark differently")
-    wide = loss.mark(*(pad(x, (0, PADDING)) for x in given), seed=1)
-    violated(wide is None or not torch.equal(wide[:, :-PADDING], found), "padding on the right changes the marks")
+    again, wide = make().mark(*given, seed=1), loss.mark(*(pad(x, (0, PADDING)) for x in given), seed=1)
+    for name, (own, other, padded) in _by_name(found, again, wide).items():
+        require_shape(name, own, tuple(batch.advantages.shape))
+        violated(other is None or not torch.equal(own, other), f"two calls with the same seed give other {name}")
+        violated(padded is None or not torch.equal(padded[:, :-PADDING], own), f"padding changes the {name}")
+    if isinstance(found, Tensor):
+        violated(found.dtype != torch.bool, f"marks are {found.dtype}, expected bool")
+        violated((found & ~batch.packed.mask).any(), "tokens off the mask are marked")
+
+
+def _by_name(*found: Tensor | Mapping[str, Tensor] | None) -> dict[str, list[Any]]:
+    """What several calls of ``mark`` gave, marks or columns, by the names of the first."""
+    named = [one if isinstance(one, Mapping) else {"marks": one} for one in found]
+    return {name: [one.get(name) for one in named] for name in named[0]}
 
 
 CHECKS: Mapping[str, Check] = {
