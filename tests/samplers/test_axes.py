@@ -312,12 +312,12 @@ import torch
 import torch.distributed as dist
 from test_axes import InProcessSampler, Telling, bound, close, drawn_at_once, real_prompts, same, whole, ASKED
 from rlhf_lightning import ranks
-from rlhf_lightning.samplers.wrappers import SharedSampler
-from rlhf_lightning.scorers.wrappers import SharedScorer
+from rlhf_lightning.samplers.wrappers import DataParallelSampler
+from rlhf_lightning.scorers.wrappers import DataParallelScorer
 from rlhf_lightning.protocols import Scorer
 from rlhf_lightning import axes
 dist.init_process_group("gloo")
-found = bound(SharedSampler(Telling(InProcessSampler(max_new_tokens=6))))(real_prompts("1+2=", "13+4=", "a"), **ASKED)
+found = bound(DataParallelSampler(Telling(InProcessSampler(max_new_tokens=6))))(real_prompts("1+2=", "13+4=", "a"), **ASKED)
 close(found, drawn_at_once())
 from dataclasses import replace
 from rlhf_lightning.types import Scores, StepScores
@@ -332,7 +332,7 @@ class Given(Scorer):
 scores = experience.scores
 scores = replace(scores, steps=StepScores(scores.steps.values * rollout.mask, rollout.mask), failed=scores.values > 1e9,
     nonfinite=scores.values > 1e9, columns={"made up": scores.columns["made up"] * rollout.exists})
-same(SharedScorer(Given())(rollout), scores)
+same(DataParallelScorer(Given())(rollout), scores)
 print("same")
 ranks.end(0)
 """
