@@ -317,7 +317,8 @@ from rlhf_lightning.scorers.wrappers import DataParallelScorer
 from rlhf_lightning.protocols import Scorer
 from rlhf_lightning import axes
 dist.init_process_group("gloo")
-found = bound(DataParallelSampler(Telling(InProcessSampler(max_new_tokens=6))))(real_prompts("1+2=", "13+4=", "a"), **ASKED)
+sampler = bound(DataParallelSampler(Telling(InProcessSampler(max_new_tokens=6))))
+found = sampler(real_prompts("1+2=", "13+4=", "a"), **ASKED)
 close(found, drawn_at_once())
 from dataclasses import replace
 from rlhf_lightning.types import Scores, StepScores
