@@ -28,10 +28,10 @@ def shape(make: Make) -> None:
         require_shape(name, getattr(rollout, name), (count, width))
     require_shape("finished", rollout.finished, (count,))
     violated(len(rollout.texts) != count, f"{len(rollout.texts)} texts for {count} responses")
-    lengths = rollout.mask.sum(1)
-    require_same("mask is not right-padded", rollout.mask, torch.arange(width) < lengths[:, None])
-    violated((lengths == 0).any(), "a response has no token")
-    violated(rollout.tokens[~rollout.mask].any(), "tokens off the mask are not 0")
+    lengths = rollout.lengths
+    require_same("mask is not right-padded", rollout.exists, torch.arange(width) < lengths[:, None])
+    violated((rollout.drawn == 0).any(), "a response has no token")
+    violated(rollout.tokens[~rollout.exists].any(), "tokens off the mask are not 0")
 
 
 def logprobs(make: Make) -> None:
