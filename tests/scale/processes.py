@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -39,8 +40,17 @@ def train_all(cases: list[dict[str, Any]], *, world: int) -> list[str]:
     return run([sys.executable, "-m", "tests.scale.training", told], world=world, timeout=timeout)
 
 
+@cache
+def compile_deepspeed() -> None:
+    """DeepSpeed's collectives of one machine are compiled when first used, which takes longer than a test may."""
+    code = "from deepspeed.accelerator import get_accelerator as get; get().create_op_builder('ShareMemCommBuilder').load()"
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "DS_ACCELERATOR": "cpu"}, check=True, timeout=900)
+
+
 def run(command: list[str], *, world: int, timeout: float = TIMEOUT) -> list[str]:
     """Runs a command on every rank; what each printed."""
+    if any("zero" in word for word in command):
+        compile_deepspeed()
     port, ends = str(free_port()), time.monotonic() + timeout
     with ExitStack() as stack:
         outs = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(world)]
