@@ -43,7 +43,10 @@ def train_all(cases: list[dict[str, Any]], *, world: int) -> list[str]:
 @cache
 def compile_deepspeed() -> None:
     """DeepSpeed's collectives of one machine are compiled when first used, which takes longer than a test may."""
-    code = "from deepspeed.accelerator import get_accelerator as get; get().create_op_builder('ShareMemCommBuilder').load()"
+    code = (
+        "from deepspeed.accelerator import get_accelerator as get; "
+        "get().create_op_builder('ShareMemCommBuilder').load()"
+    )
     subprocess.run([sys.executable, "-c", code], env={**os.environ, "DS_ACCELERATOR": "cpu"}, check=True, timeout=900)
 
 
