@@ -75,7 +75,7 @@ def test_norm_gradient_where_one_input_is_frozen(frozen):
 
 @pytest.mark.parametrize("trained", [(True, True, True), (True, False, False), (False, False, True)])
 def test_mlp_gradients(trained):
-    shapes = ((2, 3, 5), (2, 3, 5), (4, 5))
+    shapes = ((6, 5), (6, 5), (4, 5))
     given = [torch.randn(s, dtype=torch.float64, requires_grad=t) for s, t in zip(shapes, trained, strict=True)]
     assert torch.autograd.gradcheck(GatedDown.apply, tuple(given))
 
@@ -83,11 +83,22 @@ def test_mlp_gradients(trained):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("trained", [(True, True), (True, False), (False, True)])
 def test_linear_gradients(trained, bias):
-    shapes = ((2, 3, 5), (4, 5))
+    shapes = ((6, 5), (4, 5))
     given = [torch.randn(s, dtype=torch.float64, requires_grad=t) for s, t in zip(shapes, trained, strict=True)]
     offset = torch.randn(4, dtype=torch.float64, requires_grad=True) if bias else None
     torch.testing.assert_close(Linear.apply(*given, offset), nn.functional.linear(*given, offset))
     assert torch.autograd.gradcheck(Linear.apply, (*given, offset))
+
+
+def test_models_may_write_into_what_a_linear_gives():
+    linear = nn.Linear(5, 4)
+    x = torch.randn(2, 3, 5)
+    want = nn.functional.linear(x, linear.weight, linear.bias) + 1
+    grad = torch.autograd.grad(want.square().sum(), linear.weight)[0]
+    out = make_lean(linear)(x)
+    out += 1
+    torch.testing.assert_close(out, want)
+    torch.testing.assert_close(torch.autograd.grad(out.square().sum(), linear.weight)[0], grad)
 
 
 def test_bfloat16_is_as_close_to_the_truth_as_transformers_own():
