@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.registry import nearest
+from rlhf_lightning.errors import ConfigError, nearest
 
 _PACKAGE = Path(__file__).parent
 _UNSAVED = "Unable to serialize instance <"
@@ -62,6 +61,17 @@ def without_unsaved(values: Any) -> Any:
     if not isinstance(values, dict):
         return values
     return {key: without_unsaved(value) for key, value in values.items() if not str(value).startswith(_UNSAVED)}
+
+
+def defaults_of(cls: type) -> dict[str, Any]:
+    """What arguments stand for that are None: the ``config_defaults`` of a class and of those it inherits from.
+
+    A class whose constructor makes a part where none is given declares it so, by argument: a class, a partial of one, a
+    list of them, or plain values. Configurations are saved with them written out. ``kl_loss.estimator`` is an argument
+    of what is given for ``kl_loss``, where something is.
+    """
+    declared = (vars(parent).get("config_defaults", {}) for parent in reversed(cls.__mro__))
+    return {name: value for own in declared for name, value in own.items()}
 
 
 def _not_found(name: str, local: Path) -> str:

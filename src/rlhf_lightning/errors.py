@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 
 
 class RLHFError(Exception):
@@ -63,3 +64,29 @@ class PluginImportError(ConfigError):
         super().__init__(
             f"{kind} plug-in {name!r} ({target} of {distribution}) does not import: {type(cause).__name__}: {cause}"
         )
+
+
+def nearest(word: str, choices: Iterable[str]) -> str | None:
+    """The choice most like ``word``, or None when nothing is near."""
+    known = list(choices)
+    same = [choice for choice in known if choice.casefold() == word.casefold()]
+    matches = same or difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return matches[0] if matches else None
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """`` Did you mean 'x'?`` with the nearest choice, to stand behind a sentence; empty when nothing is near."""
+    near = nearest(word, choices)
+    return f" Did you mean {near!r}?" if near else ""
+
+
+def check_choice(name: str, known: Iterable[str], what: str) -> None:
+    """Makes sure that a name is one of those there are.
+
+    Raises:
+        ConfigError: Else; says ``what`` was looked for, the nearest name, and all of them.
+    """
+    names = list(known)
+    if name not in names:
+        listed = ", ".join(sorted(names)) or "none"
+        raise ConfigError(f"{what}: there is no {name!r}.{did_you_mean(name, names)} Known: {listed}")

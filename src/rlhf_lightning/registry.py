@@ -9,15 +9,18 @@ without being imported, and imported when it is first used. Built-ins use the sa
 
 from __future__ import annotations
 
-import difflib
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
 from rlhf_lightning import protocols
-from rlhf_lightning.errors import ConfigError, DuplicatePluginError, PluginImportError, UnknownPluginError
+from rlhf_lightning.configfiles import defaults_of as defaults_of
+from rlhf_lightning.errors import DuplicatePluginError, PluginImportError, UnknownPluginError
+from rlhf_lightning.errors import check_choice as check_choice
+from rlhf_lightning.errors import did_you_mean as did_you_mean
+from rlhf_lightning.errors import nearest as nearest
 
 KINDS: dict[str, type] = {
     "sampler": protocols.Sampler,
@@ -114,48 +117,11 @@ def plugins(kind: str) -> dict[str, PluginInfo]:
     return dict(sorted(found.items()))
 
 
-def defaults_of(cls: type) -> dict[str, Any]:
-    """What arguments stand for that are None: the ``config_defaults`` of a class and of those it inherits from.
-
-    A class whose constructor makes a part where none is given declares it so, by argument: a class, a partial of one, a
-    list of them, or plain values. Configurations are saved with them written out. ``kl_loss.estimator`` is an argument
-    of what is given for ``kl_loss``, where something is.
-    """
-    declared = (vars(parent).get("config_defaults", {}) for parent in reversed(cls.__mro__))
-    return {name: value for own in declared for name, value in own.items()}
-
-
 def filled(cls: type, **given: Any) -> dict[str, Any]:
     """What was given to a constructor, with a new part of :func:`defaults_of` in the place of None or an empty list."""
     parts = {name: defaults_of(cls)[name] for name, value in given.items() if value is None or value == []}
     made = {name: [each() for each in part] if isinstance(part, list) else part() for name, part in parts.items()}
     return given | made
-
-
-def nearest(word: str, choices: Iterable[str]) -> str | None:
-    """The choice most like ``word``, or None when nothing is near."""
-    known = list(choices)
-    same = [choice for choice in known if choice.casefold() == word.casefold()]
-    matches = same or difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return matches[0] if matches else None
-
-
-def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """`` Did you mean 'x'?`` with the nearest choice, to stand behind a sentence; empty when nothing is near."""
-    near = nearest(word, choices)
-    return f" Did you mean {near!r}?" if near else ""
-
-
-def check_choice(name: str, known: Iterable[str], what: str) -> None:
-    """Makes sure that a name is one of those there are.
-
-    Raises:
-        ConfigError: Else; says ``what`` was looked for, the nearest name, and all of them.
-    """
-    names = list(known)
-    if name not in names:
-        listed = ", ".join(sorted(names)) or "none"
-        raise ConfigError(f"{what}: there is no {name!r}.{did_you_mean(name, names)} Known: {listed}")
 
 
 def check_kind(kind: str) -> None:

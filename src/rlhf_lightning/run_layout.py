@@ -35,3 +35,8 @@ def newest_checkpoint(folder: Path) -> Path | None:
         return checkpoints / "last.ckpt"
     found = (path for path in checkpoints.glob("*.ckpt") if path.name != BEST_CHECKPOINT)
     return max(found, key=lambda p: (p.stat().st_mtime_ns, p.name), default=None)
+
+
+def is_run(path: Path) -> bool:
+    """Whether a path looks like a run folder or a checkpoint rather than a model folder."""
+    return path.suffix == ".ckpt" or ((path / CONFIG_FILE).is_file() and not (path / "config.json").is_file())

@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import get_loader
-from lightning.pytorch import Trainer
 
 from rlhf_lightning.cli.document import Document, Key, appends, bare, merge, plain, read
 from rlhf_lightning.cli.expand import SHORT_NAMES, Expander, kind_of
 from rlhf_lightning.cli.options import CONFIG, SWITCHES, Option, split_options
-from rlhf_lightning.cli.signatures import check_arguments, classes_in, import_class, made_of, returned, signature
+from rlhf_lightning.cli.signatures import ImportedClasses, check_arguments, classes_in, made_of, returned, signature
+from rlhf_lightning.cli.sources import SourceClasses
 from rlhf_lightning.configfiles import find_config, shipped_configs
-from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.registry import nearest
+from rlhf_lightning.errors import ConfigError, ModelSourceError, nearest
 
 _DATA_ARGUMENTS = {"self", "model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}
 _OWN = ("seed_everything", "trainer", "model", "data", "run")
 RUN_KEYS = ("name", "root")
+FOLDER = "rlhf_lightning.models.sources.Folder"
 
 
 @dataclass(frozen=True)
@@ -45,50 +45,81 @@ class Prepared:
         return key in self.document.sources
 
 
-def prepare(argv: Sequence[str]) -> Prepared:
+def look_first(argv: Sequence[str]) -> None:
+    """Refuses what the source files of the classes show to be wrong, before any of these classes is imported.
+
+    Args:
+        argv: As for :func:`prepare`, which looks again, with the classes themselves.
+
+    Raises:
+        RLHFError: For what can be told wrong so.
+    """
+    classes = SourceClasses()
+    try:
+        prepared = prepare(argv, classes)
+    except ConfigError:
+        if classes.complete:
+            raise
+        return
+    _check_folders(prepared.document, prepared.document.values, ())
+
+
+def _check_folders(document: Document, value: Any, key: Key) -> None:
+    """Refuses a model folder that is not there."""
+    for name, item in enumerate(value) if isinstance(value, list) else value.items() if isinstance(value, dict) else ():
+        _check_folders(document, item, (*key, str(name)))
+    path = (value.get("init_args") or {}).get("path") if isinstance(value, dict) else None
+    if path is not None and value.get("class_path") == FOLDER and not Path(str(path)).expanduser().is_dir():
+        raise ModelSourceError(f"{document.where(key)}model folder {path} does not exist")
+
+
+def prepare(argv: Sequence[str], classes: Any = None) -> Prepared:
     """Prepares ``rlhf SUBCOMMAND …``.
 
     Args:
         argv: The command line without the program's name, subcommand first.
+        classes: Finds classes; imports them when not given.
 
     Raises:
         ConfigError: For whatever can be told wrong without the parser.
     """
+    classes = classes if classes is not None else ImportedClasses()
     subcommand, rest = argv[0], list(argv[1:])
     options = list(split_options(rest))
     files = [find_config(option.config()) for option in options if option.name in CONFIG]
     document = read(files)
     _refuse_job(document)
-    keys = top_keys(subcommand)
+    keys = top_keys(subcommand, classes)
     for key in document.values:
         _check_top(document.where((key,)), key, keys)
-    _check_members(document)
-    _expand(document, fills=False)
+    _check_members(document, classes)
+    _expand(document, classes, fills=False)
     document.values = _with_run_name(document.values, _stem(document, files) or subcommand)
     overrides = [option for option in options if option.name not in CONFIG]
-    arguments = [word for option in overrides for word in _Override(document, keys).apply(option)]
+    arguments = [word for option in overrides for word in _Override(document, keys, classes).apply(option)]
     _require_model(document, rest)
-    _expand(document, fills=True)
+    _expand(document, classes, fills=True)
     return Prepared(subcommand, document, arguments)
 
 
-def _expand(document: Document, *, fills: bool) -> None:
+def _expand(document: Document, classes: Any, *, fills: bool) -> None:
     """Short forms in full; and, once nothing is laid over it any more, what is left out with its default."""
-    expander = Expander(document, fills)
+    expander = Expander(document, fills, classes)
     document.values = {key: expander.top(key, value) for key, value in document.values.items()}
 
 
-def top_keys(subcommand: str) -> list[str]:
+def top_keys(subcommand: str, classes: Any) -> list[str]:
     """The top-level keys of a subcommand's configuration."""
-    own = inspect.signature(getattr(Trainer, subcommand)).parameters
+    own = inspect.signature(getattr(classes.trainer, subcommand)).parameters
     return [*_OWN, *(name for name in own if name not in _DATA_ARGUMENTS)]
 
 
 class _Override:
     """Checks one command-line option against the document, expands it, and lays it over."""
 
-    def __init__(self, document: Document, keys: list[str]) -> None:
-        self.document, self.keys, self.expander = document, keys, Expander(document, fills=False)
+    def __init__(self, document: Document, keys: list[str], classes: Any) -> None:
+        self.document, self.keys, self.classes = document, keys, classes
+        self.expander = Expander(document, False, classes)
 
     def apply(self, option: Option) -> list[str]:
         """The words to hand to the parser in the option's place: of those that set nothing."""
@@ -109,14 +140,14 @@ class _Override:
         return []
 
     def _other(self, option: Option, text: str, key: Key) -> None:
-        members = {"trainer": list(signature(Trainer).hints), "run": list(RUN_KEYS)}.get(key[0])
+        members = {"trainer": list(signature(self.classes.trainer).hints), "run": list(RUN_KEYS)}.get(key[0])
         if members is not None and len(key) > 1:
             _check_member("command line: --", key[:2], members)
         if key in SHORT_NAMES:
             self._set(option, self.expander.part(_loaded(text), key))
         elif members is not None and len(key) == 1:
             self.document.values[key[0]] = merge(self.document.values.get(key[0]), _loaded(text))
-            _check_members(self.document)
+            _check_members(self.document, self.classes)
         else:
             self._set(option, _loaded(text) if text.lstrip()[:1] in ("{", "[") else text)
 
@@ -125,12 +156,12 @@ class _Override:
             return self._set_class(key[0], self.expander.full_name(text, key[:1]))
         path = _path(option.key)
         holder, hint = self._walk(path[:-1])
-        cls = _class_of(holder, hint)
+        cls = _class_of(holder, hint, self.classes)
         names_class = key[-1] == "class_path" or (key[-1] == "name" and "name" not in _arguments_of(cls))
         if len(key) > 2 and names_class:
             return self._set(option, self.expander.value(text, hint, key[:-1]), above=1)
         given, hint = self._walk(path)
-        parts = (kind_of(hint, key[-1]), returned(hint), made_of(hint))
+        parts = (kind_of(hint, key[-1], self.classes.kinds), returned(hint), made_of(hint))
         is_plain = not any(parts) and not (hint is not None and text.lstrip().startswith("{"))
         value = text if is_plain else _loaded(text)
         if isinstance(value, dict) and isinstance(given, dict) and "class_path" in given:
@@ -144,10 +175,10 @@ class _Override:
             if isinstance(holder, list) and name.isdigit():
                 holder = holder[int(name) : int(name) + 1]
                 continue
-            cls = _class_of(holder, hint)
+            cls = _class_of(holder, hint, self.classes)
             if cls is None:
                 return None, None
-            check_arguments(cls, [name], f"command line: --{'.'.join(path[: depth + 1])}: ")
+            check_arguments(cls, [name], f"command line: --{'.'.join(path[: depth + 1])}: ", self.classes)
             given = _argument(holder, name)
             holder = signature(cls).chosen.get(name) if given is None else given
             hint = signature(cls).hints.get(name)
@@ -164,7 +195,7 @@ class _Override:
                 holder = _arguments(values[-1] if isinstance(values, list) else values)
                 name = f"{name}+" if f"{name}+" in holder else name
                 if holder.get(name) is None:
-                    holder[name] = deepcopy(_default(values, name))
+                    holder[name] = deepcopy(_default(values, name, self.classes))
                 values = holder[name]
             if not isinstance(values, dict | list) or values == []:
                 raise ConfigError(f"command line: {option.name}: {name} is {values!r}, which has no {path[-1]!r}")
@@ -178,7 +209,7 @@ class _Override:
         old = self.document.values.get(key)
         if isinstance(old, dict) and old.get("class_path") == path:
             return
-        known = signature(import_class(path, f"command line: --{key}: "))
+        known = signature(self.classes.get(path, f"command line: --{key}: "))
         given = (old.get("init_args") or {}) if isinstance(old, dict) else {}
         kept = {name: value for name, value in given.items() if name in known.hints}
         self.document.values[key] = {"class_path": path, "init_args": kept}
@@ -188,11 +219,12 @@ def _loaded(text: str) -> Any:
     return get_loader("yaml")(text)
 
 
-def _class_of(holder: Any, hint: Any) -> type | None:
+def _class_of(holder: Any, hint: Any, find: Any) -> type | None:
     holder = holder[-1] if isinstance(holder, list) and holder else holder
     path = holder.get("class_path") if isinstance(holder, dict) else None
     if isinstance(path, str) and "." in path:
-        return import_class(path, "")
+        found: type = find.get(path, "")
+        return found
     owners = [cls for cls in classes_in(hint) if cls.__module__ != "builtins" and not inspect.isabstract(cls)]
     return owners[0] if len(owners) == 1 else None
 
@@ -215,9 +247,9 @@ def _arguments(holder: dict[str, Any]) -> dict[str, Any]:
     return arguments
 
 
-def _default(holder: Any, name: str) -> Any:
+def _default(holder: Any, name: str, classes: Any) -> Any:
     """What an argument stands for that is left out, for others to be laid over it."""
-    cls = _class_of(holder, None)
+    cls = _class_of(holder, None, classes)
     return signature(cls).chosen.get(name, {}) if cls is not None else {}
 
 
@@ -233,8 +265,8 @@ def _check_top(where: str, key: str, keys: list[str], prefix: str = "") -> None:
         raise ConfigError(f"{where}unknown key {prefix + key!r}.{hint} Valid: {', '.join(keys)}")
 
 
-def _check_members(document: Document) -> None:
-    for top, members in (("trainer", list(signature(Trainer).hints)), ("run", list(RUN_KEYS))):
+def _check_members(document: Document, classes: Any) -> None:
+    for top, members in (("trainer", list(signature(classes.trainer).hints)), ("run", list(RUN_KEYS))):
         values = document.values.get(top) or {}
         if not isinstance(values, dict):
             raise ConfigError(f"{document.where((top,))}must be a mapping, got {values!r}")

@@ -13,28 +13,28 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-from lightning.pytorch import Callback, LightningDataModule, LightningModule
-from lightning.pytorch.loggers import Logger
-
-from rlhf_lightning import registry
 from rlhf_lightning.cli.document import Document, Key, appended, bare, merge
 from rlhf_lightning.cli.signatures import (
+    ImportedClasses,
     alternatives,
     check_arguments,
     classes_in,
     forms,
-    import_class,
     is_table,
     item_of,
     made_of,
     path_of,
     returned,
-    shipped_classes,
     signature,
-    subclasses,
 )
-from rlhf_lightning.errors import ConfigError, DuplicatePluginError, PluginImportError, UnknownPluginError
-from rlhf_lightning.models.run_policy import is_run
+from rlhf_lightning.errors import (
+    ConfigError,
+    DuplicatePluginError,
+    PluginImportError,
+    UnknownPluginError,
+    did_you_mean,
+)
+from rlhf_lightning.run_layout import is_run
 
 PLUGIN_KEYS: Mapping[str, str] = {
     "policy": "model_source",
@@ -61,11 +61,11 @@ PATH_FORMS: Mapping[str, Callable[[str], str]] = {
 }
 """Kinds for which a path stands for a plug-in: which one, by the path, which becomes its ``path``."""
 
-SHORT_NAMES: Mapping[Key, tuple[str, type]] = {
-    ("model",): ("rlhf_lightning.modules", LightningModule),
-    ("data",): ("rlhf_lightning.data", LightningDataModule),
-    ("trainer", "callbacks"): ("rlhf_lightning.callbacks", Callback),
-    ("trainer", "logger"): ("rlhf_lightning.callbacks", Logger),
+SHORT_NAMES: Mapping[Key, tuple[str, str]] = {
+    ("model",): ("rlhf_lightning.modules", "lightning.pytorch.LightningModule"),
+    ("data",): ("rlhf_lightning.data", "lightning.pytorch.LightningDataModule"),
+    ("trainer", "callbacks"): ("rlhf_lightning.callbacks", "lightning.pytorch.Callback"),
+    ("trainer", "logger"): ("rlhf_lightning.callbacks", "lightning.pytorch.loggers.Logger"),
 }
 """Keys whose classes may be named without their package: where ours are, and what they inherit from."""
 
@@ -76,10 +76,12 @@ class Expander:
     Args:
         document: Tells the sources of keys.
         fills: Whether arguments that are left out, or null, get what their class puts there.
+        classes: Finds classes, imported ones or those that source files tell of.
     """
 
-    def __init__(self, document: Document, fills: bool = True) -> None:
+    def __init__(self, document: Document, fills: bool = True, classes: Any = None) -> None:
         self.document, self.fills = document, fills
+        self.classes = classes if classes is not None else ImportedClasses()
 
     def top(self, key: str, value: Any) -> Any:
         """Expands a top-level value: a module or datamodule class, or the trainer's arguments."""
@@ -109,10 +111,9 @@ class Expander:
         if "." in name:
             return name
         package, base = SHORT_NAMES[key]
-        ours = shipped_classes(package, base)
-        known = {c.__name__: path_of(c) for c in subclasses(base)} | ours
+        ours, known = self.classes.named(package, base)
         if name not in known:
-            hint = registry.did_you_mean(name, known)
+            hint = did_you_mean(name, known)
             listed = ", ".join(sorted(ours)) or "none"
             raise ConfigError(f"{self.where((*key, 'class_path'))}no class is called {name!r}.{hint} Known: {listed}")
         return known[name]
@@ -127,7 +128,7 @@ class Expander:
         """
         if value is None:
             return None
-        kind, (single, several) = kind_of(hint, key[-1]), forms(hint)
+        kind, (single, several) = kind_of(hint, key[-1], self.classes.kinds), forms(hint)
         cls = made_of(hint)
         if isinstance(value, list) and not several and (kind or cls) is not None:
             wanted = f"one {kind}, not a list" if kind or not cls else f"a mapping of {cls.__name__}'s arguments"
@@ -145,7 +146,8 @@ class Expander:
         if isinstance(value, dict):
             return self._tree(value, hint, key)
         if cls is not None and str(value).rpartition(".")[2] != cls.__name__:
-            sentence = f"expected a mapping of {cls.__name__}'s arguments, got {value!r}. For example: {example(cls)}"
+            shown = example(cls, self.classes)
+            sentence = f"expected a mapping of {cls.__name__}'s arguments, got {value!r}. For example: {shown}"
             raise ConfigError(f"{self.where(key)}{sentence}. Valid: {', '.join(signature(cls).hints)}")
         return value
 
@@ -163,19 +165,19 @@ class Expander:
             return self.object({"class_path": path, "init_args": arguments}, key)
         raise ConfigError(
             f"{self.where(key)}expected a {kind}: a name, {{name: …}} or {{class_path: …}}, got {value!r}. "
-            f"For example: {plugin_example(kind)}"
+            f"For example: {plugin_example(kind, self.classes)}"
         )
 
     def plugin_path(self, kind: str, name: str, key: Key) -> str:
         """Full class path of a plug-in given by registered name, full class path or class name."""
         if name.rpartition(".")[0] in sys.modules:
             return name  # a class's, not a name; asking for those takes a look at every installed package
-        known = registry.plugins(kind)
-        by_class = {info.target.rpartition(".")[2]: info.name for info in known.values()}
+        known = self.classes.plugins(kind)
+        by_class = {path.rpartition(".")[2]: called for called, path in known.items()}
         if name not in known and "." in name:
             return name
         try:
-            return path_of(registry.resolve(kind, name if name in known else by_class.get(name, name)))
+            return str(self.classes.plugin(kind, name if name in known else by_class.get(name, name)))
         except (UnknownPluginError, PluginImportError, DuplicatePluginError) as error:
             raise ConfigError(f"{self.where(key)}{error}") from error
 
@@ -183,7 +185,7 @@ class Expander:
         """Checks and expands the arguments of ``{class_path, init_args}``."""
         if "." not in value["class_path"]:
             return value
-        cls = import_class(value["class_path"], self.where(key))
+        cls = self.classes.get(value["class_path"], self.where(key))
         arguments = value.get("init_args") or {}
         stray = [k for k in value if k not in ("class_path", "init_args", "dict_kwargs")]
         if stray:
@@ -196,7 +198,7 @@ class Expander:
         if not isinstance(values, dict):
             raise ConfigError(f"{self.where(key)}the arguments of {cls.__name__} must be a mapping, got {values!r}")
         for name in values:
-            check_arguments(cls, [bare(name)], self.where((*key, name)))
+            check_arguments(cls, [bare(name)], self.where((*key, name)), self.classes)
         known = signature(cls)
         given = self._filled(appended(values, known.chosen), known.chosen)
         return {name: self.value(value, known.hints.get(name), (*key, name)) for name, value in given.items()}
@@ -221,7 +223,7 @@ class Expander:
         return self.document.where(key)
 
     def _named(self, value: str, kind: str, key: Key) -> dict[str, Any]:
-        is_folder = Path(value).is_dir() and value not in registry.plugins(kind)
+        is_folder = Path(value).is_dir() and value not in self.classes.plugins(kind)
         if kind in PATH_FORMS and (os.sep in value or is_folder):
             arguments = {"path": value}
             return {"class_path": self.plugin_path(kind, PATH_FORMS[kind](value), key), "init_args": arguments}
@@ -233,13 +235,16 @@ class Expander:
         if isinstance(given, dict) and "name" in given:
             rest = {name: item for name, item in given.items() if name != "name"}
             given = {"class_path": given["name"], "init_args": rest.pop("init_args", {}) | rest}
-        known = {cls.__name__: path_of(cls) for cls in subclasses(made)}
+        children = self.classes.subclasses(made)
+        if children is None:
+            return value
+        known = {cls.__name__: path_of(cls) for cls in children}
         if not isinstance(given, dict) or not isinstance(path := given.get("class_path"), str):
             listed = ", ".join(sorted(name for name in known if not name.startswith("_")))
             sentence = f"expected a class and its arguments, such as {{name: …, lr: 1e-6}}, got {value!r}"
             raise ConfigError(f"{self.where(key)}{sentence}. Known: {listed}")
         if "." not in path and path not in known:
-            near = registry.did_you_mean(path, known)
+            near = did_you_mean(path, known)
             raise ConfigError(f"{self.where(key)}no {made.__name__.lower()} is called {path!r}.{near}")
         return self.object(given | {"class_path": known.get(path, path)}, key)
 
@@ -254,15 +259,15 @@ class Expander:
         return {name: self.value(item, None, (*key, name)) for name, item in value.items()}
 
 
-def kind_of(hint: Any, name: str) -> str | None:
+def kind_of(hint: Any, name: str, kinds: Mapping[str, type]) -> str | None:
     """The kind of plug-in that an argument wants, or None when it wants something else."""
     classes = classes_in(hint)
     if hint is None or hint is Any:
         return PLUGIN_KEYS.get(name)
-    return next((kind for kind, base in registry.KINDS.items() if any(issubclass(c, base) for c in classes)), None)
+    return next((kind for kind, base in kinds.items() if any(issubclass(c, base) for c in classes)), None)
 
 
-def example(cls: type) -> str:
+def example(cls: type, find: Any) -> str:
     """Arguments of a class as one may write them: those that have a value by default, or of one by its path."""
     defaults = inspect.signature(cls).parameters
     given = {name: p.default for name, p in defaults.items() if isinstance(p.default, str | int | float)}
@@ -270,17 +275,17 @@ def example(cls: type) -> str:
     given |= {name: values[-1] for name, values in choices if values and isinstance(values[0], str)}
     parts = {name: value for name, value in signature(cls).chosen.items() if isinstance(value, dict)}
     shown = [f"{name}: {value}" for name, value in list(given.items())[:2]]
-    kinds = {name: str(kind_of(signature(cls).hints[name], name)) for name in parts}
-    shown += [f"{name}: {plugin_example(kinds[name], value['class_path'])}" for name, value in parts.items()]
+    kinds = {name: str(kind_of(signature(cls).hints[name], name, find.kinds)) for name in parts}
+    shown += [f"{name}: {plugin_example(kinds[name], find, value['class_path'])}" for name, value in parts.items()]
     return f"{{{', '.join(shown)}}}"
 
 
-def plugin_example(kind: str, path: str = "") -> str:
+def plugin_example(kind: str, find: Any, path: str = "") -> str:
     """A plug-in of a kind as one may write it, with an argument: the one with that class path, else the first."""
-    known = registry.plugins(kind)
+    known = find.plugins(kind)
     if not known:
         return "{class_path: my_package.MyClass}"
-    name = next((name for name, info in known.items() if info.target == path), next(iter(known)))
-    arguments = inspect.signature(registry.resolve(kind, name)).parameters.values()
+    name = next((name for name, place in known.items() if place == path), next(iter(known)))
+    arguments = inspect.signature(find.get(find.plugin(kind, name), "").__init__).parameters.values()
     simple = [f"{p.name}: {p.default}" for p in arguments if isinstance(p.default, str | int | float)]
     return f"{{{', '.join([f'name: {name}', *simple[:1]])}}}"

@@ -27,6 +27,7 @@ from rlhf_lightning.cli.signatures import check_arguments, classes_in, signature
 from rlhf_lightning.configfiles import find_config
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.plugins import load_builtins
+from rlhf_lightning.registry import KINDS
 
 JOB = "job"
 """Key of a configuration that says which command it is for."""
@@ -132,7 +133,7 @@ def _plugin_help(cls: type, option: Option) -> list[str]:
     """``--task.help jsonl`` with the class's path in place of the plug-in's name."""
     key = option.key[:1]
     check_arguments(cls, key, f"command line: --{key[0]}: ")
-    kind = kind_of(signature(cls).hints[key[0]], key[0])
+    kind = kind_of(signature(cls).hints[key[0]], key[0], KINDS)
     if kind is None or not option.value:
         return list(option.words)
     return option.valued(Expander(Document()).plugin_path(kind, option.value, key))

@@ -70,7 +70,7 @@ def run_words(words: list[str]) -> int:
         return 0
     known = [*TRAINER_COMMANDS, *commands.names()]
     if words[0] not in known:
-        from rlhf_lightning.registry import did_you_mean
+        from rlhf_lightning.errors import did_you_mean
 
         hint = did_you_mean(words[0], known)
         raise ConfigError(f"unknown command {words[0]!r}.{hint} Commands: {', '.join(known)}")
@@ -83,6 +83,10 @@ def run_words(words: list[str]) -> int:
 
 
 def _train(words: list[str]) -> int:
+    if "lightning" not in sys.modules:  # else nothing would be gained
+        from rlhf_lightning.cli.arguments import look_first
+
+        look_first([word for word in words if word != "--no-plan"])
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
     from rlhf_lightning import ranks

@@ -6,8 +6,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlhf_lightning.errors import RunFolderError
-from rlhf_lightning.registry import nearest
+from rlhf_lightning.errors import RunFolderError, nearest
 from rlhf_lightning.run_layout import CHECKPOINTS_FOLDER, CONFIG_FILE, newest_checkpoint
 
 

@@ -15,13 +15,20 @@ from functools import cache, partial
 from importlib.util import find_spec
 from typing import Any
 
-import torch
-from lightning.pytorch import LightningDataModule, LightningModule
+from rlhf_lightning.configfiles import defaults_of
+from rlhf_lightning.errors import ConfigError, nearest
 
-from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.registry import defaults_of, nearest
-
-_BASES = (torch.nn.Module, LightningModule, LightningDataModule)
+_BASES = {
+    "torch.nn.modules.module.Module",
+    "lightning.pytorch.core.module.LightningModule",
+    "lightning.pytorch.core.datamodule.LightningDataModule",
+    *(
+        f"{package}.Lightning{kind}"
+        for package in ("lightning", "lightning.pytorch")
+        for kind in ("Module", "DataModule")
+    ),
+}
+"""Classes above ours whose constructors take nothing from a configuration, as they and as their importers call them."""
 
 
 @dataclass(frozen=True)
@@ -44,23 +51,24 @@ class Signature:
 def signature(cls: type) -> Signature:
     """The arguments of ``cls(...)``; follows ``**kwargs`` up the classes it inherits from."""
     hints: dict[str, Any] = {}
-    chosen = {name: _written(value) for name, value in defaults_of(cls).items()}
+    chosen = {name: _written(value) for name, value in defaults_of(cls).items() if value is not Any}
+    unknown_parts = {name: Any for name, value in defaults_of(cls).items() if value is Any}
     passes_on = False
     for parent in cls.__mro__:
         init = parent.__dict__.get("__init__")
-        if parent is object or parent in _BASES:
-            return Signature(hints, passes_on and parent is object, chosen)
+        if parent is object or path_of(parent) in _BASES:
+            return Signature(hints | unknown_parts, passes_on and parent is object, chosen)
         if init is None:
             continue
         hints = _named(init) | hints
         passes_on = _takes_rest(init)
         if not passes_on:
             break
-    return Signature(hints, passes_on, chosen)
+    return Signature(hints | unknown_parts, passes_on, chosen)
 
 
-def check_arguments(cls: type, names: Iterable[str], where: str) -> None:
-    """Refuses arguments that ``cls`` does not take.
+def check_arguments(cls: type, names: Iterable[str], where: str, classes: Any = None) -> None:
+    """Refuses arguments that ``cls`` does not take; ``classes`` finds those of its parts (imported when not given).
 
     Raises:
         ConfigError: Naming the nearest and all valid arguments; the text starts with ``where``.
@@ -69,14 +77,15 @@ def check_arguments(cls: type, names: Iterable[str], where: str) -> None:
     for name in names:
         if name not in known.hints and not known.open:
             valid = ", ".join(known.hints) or "none"
-            inside = (below for below, part in known.chosen.items() if name in _arguments_of(part))
+            inside = (below for below, part in known.chosen.items() if name in _arguments_of(part, classes))
             deeper = f" It is an argument of {found}: {found}.{name}." if (found := next(inside, None)) else ""
             raise ConfigError(f"{where}{unknown(name, list(known.hints), cls.__name__)}{deeper} Valid: {valid}")
 
 
-def _arguments_of(part: Any) -> Iterable[str]:
+def _arguments_of(part: Any, classes: Any) -> Iterable[str]:
     """The arguments of a part that a configuration writes by its class path."""
-    return signature(import_class(part["class_path"], "")).hints if isinstance(part, dict) else ()
+    get = classes.get if classes is not None else import_class
+    return signature(get(part["class_path"], "")).hints if isinstance(part, dict) else ()
 
 
 def unknown(name: str, valid: Sequence[str], owner: str) -> str:
@@ -103,6 +112,49 @@ def import_class(path: str, where: str) -> type:
         how = f"; for a function write {{name: function, path: {module.replace('.', '/')}.py:{name}}}"
         raise ConfigError(f"{where}{path} is not a class{how if callable(found) else ''}")
     return found
+
+
+class ImportedClasses:
+    """Finds classes by importing them. Before that, :class:`~rlhf_lightning.cli.sources.SourceClasses` reads them.
+
+    Attributes:
+        complete: Whether everything that could be named is known here.
+    """
+
+    complete = True
+
+    def get(self, path: str, where: str) -> type:
+        """The class at ``package.module.Class``; a refusal starts with ``where``."""
+        return import_class(path, where)
+
+    @property
+    def trainer(self) -> type:
+        """Lightning's Trainer."""
+        return import_class("lightning.pytorch.Trainer", "")
+
+    @property
+    def kinds(self) -> Mapping[str, type]:
+        """Each kind of plug-in and its contract."""
+        return importlib.import_module("rlhf_lightning.registry").KINDS  # type: ignore[no-any-return]
+
+    def plugins(self, kind: str) -> Mapping[str, str]:
+        """Class paths by name."""
+        known = importlib.import_module("rlhf_lightning.registry").plugins(kind)
+        return {name: info.target for name, info in known.items()}
+
+    def plugin(self, kind: str, name: str) -> str:
+        """The class path of a plug-in by its name."""
+        return path_of(importlib.import_module("rlhf_lightning.registry").resolve(kind, name))
+
+    def named(self, package: str, base: str) -> tuple[dict[str, str], dict[str, str]]:
+        """Class paths by name of a package's public classes that inherit from ``base``; and of all there are."""
+        parent = import_class(base, "")
+        ours = shipped_classes(package, parent)
+        return ours, {cls.__name__: path_of(cls) for cls in subclasses(parent)} | ours
+
+    def subclasses(self, base: type) -> list[type] | None:
+        """All that inherit from a class, as far as they are imported."""
+        return subclasses(base)
 
 
 def classes_in(hint: Any) -> list[type]:
@@ -164,8 +216,13 @@ def shipped_classes(package: str, base: type) -> dict[str, str]:
     folder = importlib.import_module(package)
     modules = [importlib.import_module(f"{package}.{m.name}") for m in pkgutil.iter_modules(folder.__path__)]
     classes = [value for module in modules for value in vars(module).values() if isinstance(value, type)]
-    own = [c for c in classes if issubclass(c, base) and c.__module__.startswith(package) and not inspect.isabstract(c)]
+    own = [c for c in classes if issubclass(c, base) and c.__module__.startswith(package) and not _is_abstract(c)]
     return {c.__name__: path_of(c) for c in own if not c.__module__.rpartition(".")[2].startswith("_")}
+
+
+def _is_abstract(cls: type) -> bool:
+    """Whether a method is still to be written, also where nothing enforces it (as in Lightning's modules)."""
+    return any(getattr(inspect.getattr_static(cls, name), "__isabstractmethod__", False) for name in dir(cls))
 
 
 def subclasses(base: type) -> list[type]:

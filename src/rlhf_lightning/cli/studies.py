@@ -18,8 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from rlhf_lightning.callbacks.report import is_finished
 from rlhf_lightning.cli.study_check import check_commands
-from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.registry import did_you_mean
+from rlhf_lightning.errors import ConfigError, did_you_mean
 from rlhf_lightning.study.pieces import Piece
 from rlhf_lightning.study.report import StudyReport
 from rlhf_lightning.study.state import plan_study, save_study

@@ -19,6 +19,7 @@ from rlhf_lightning.models.sources import DType
 from rlhf_lightning.protocols import ModelSource
 from rlhf_lightning.registry import nearest, register, resolve
 from rlhf_lightning.run_layout import CHECKPOINTS_FOLDER, CONFIG_FILE, newest_checkpoint
+from rlhf_lightning.run_layout import is_run as is_run
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -104,11 +105,6 @@ class RunPolicy(ModelSource):
             file.seek(max(0, size - (1 << 20)))
             digest.update(file.read())
         return f"{self.source.identity()}, trained: sha256 {digest.hexdigest()[:16]}"
-
-
-def is_run(path: Path) -> bool:
-    """Whether a path looks like a run folder or a checkpoint rather than a model folder."""
-    return path.suffix == ".ckpt" or ((path / CONFIG_FILE).is_file() and not (path / "config.json").is_file())
 
 
 def policy_of(config: Path) -> tuple[ModelSource, LoRA | None, bool]:

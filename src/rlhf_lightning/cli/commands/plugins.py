@@ -20,8 +20,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Lists, or checks."""
+    from rlhf_lightning.errors import did_you_mean
     from rlhf_lightning.plugins import load_builtins
-    from rlhf_lightning.registry import did_you_mean
 
     load_builtins()
     if options.action not in ACTIONS:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rlhf_lightning.registry import check_choice
+from rlhf_lightning.errors import check_choice
 
 
 def main(words: Sequence[str]) -> int:
