@@ -103,3 +103,10 @@ def test_a_class_of_ones_own_leaves_all_to_the_second_look(tmp_path: Path, monke
     monkeypatch.chdir(tmp_path)
     Path("mine.yaml").write_text("model: {class_path: mine.Module, init_args: {advantage: my_own, anything: 3}}\n")
     look_first(["fit", "--config", "mine.yaml", "--trainer.callbacks+=mine.Callback"])
+
+
+def test_a_configuration_is_printed_without_its_models():
+    given = ["fit", "--config", "tiny/grpo.yaml", "--model.policy=./nowhere"]
+    look_first([*given, "--print_config"])
+    with pytest.raises(RLHFError, match=r"model folder \S+nowhere does not exist"):
+        look_first(given)

@@ -61,7 +61,8 @@ def look_first(argv: Sequence[str]) -> None:
         if classes.complete:
             raise
         return
-    _check_folders(prepared.document, prepared.document.values, ())
+    if not prepared.arguments:  # help, or a configuration to print, makes no model
+        _check_folders(prepared.document, prepared.document.values, ())
 
 
 def _check_folders(document: Document, value: Any, key: Key) -> None:
