@@ -5,7 +5,8 @@ import pytest
 from rlhf_lightning.algorithms.advantages import Group
 from rlhf_lightning.algorithms.transforms import GroupNormalize
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.modules.plan import BatchPlan, check_group_size
+from rlhf_lightning.modules.part_checks import check_group_size
+from rlhf_lightning.modules.plan import BatchPlan
 
 
 def plan(**changed: int) -> BatchPlan:

@@ -13,7 +13,8 @@ import torch
 from rlhf_lightning import ranks
 from rlhf_lightning.axes import fitted, join, rows_of, take
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.modules.sharing import check_ranks, for_all_ranks, own_batches
+from rlhf_lightning.modules.batches import for_all_ranks, own_batches
+from rlhf_lightning.modules.trainer_checks import check_ranks
 from rlhf_lightning.types import Problem, Prompt, Rollout, SamplingParams, Scores, StepScores
 
 

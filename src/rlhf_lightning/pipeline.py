@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,14 +19,22 @@ from rlhf_lightning.functional import last_true
 from rlhf_lightning.protocols import AdvantageEstimator, FurtherPrompts, Metric, RewardTransform, Sampler, Scorer
 from rlhf_lightning.types import Experience, Prompt, Rewards, Rollout, Scores, TokenRewards
 
-LogProbs = Callable[[Rollout], Tensor]
-"""Gives the (B, T) log-probs of a rollout's responses under some model, without gradient."""
 
-CriticValues = Callable[[Rollout], tuple[Tensor, Tensor]]
-"""Gives a critic's (B, T) values before each token of a rollout, and (B,) after the last one, without gradient."""
+class Forwards(Protocol):
+    """What the trainer's models say of a rollout before its updates, without gradient."""
 
-PromptRewards = Callable[[Sequence[Prompt]], Tensor]
-"""Gives (P,) rewards of prompts, to compare those of their samples with."""
+    @property
+    def needed(self) -> bool:
+        """Whether anything may have to be computed."""
+
+    def old_logprobs(self, rollout: Rollout) -> Tensor:
+        """(B, T) log-probs that updates start from; the sampler's own, ``rollout.logprobs``, where those are exact."""
+
+    def ref_logprobs(self, rollout: Rollout) -> Tensor | None:
+        """(B, T) log-probs under the frozen reference; None when no KL term asks for them."""
+
+    def values(self, rollout: Rollout) -> tuple[Tensor, Tensor] | None:
+        """A critic's (B, T) values before each token, and (B,) after the last one; None without a critic."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +47,6 @@ class Pipeline:
         transforms: From score to reward, in this order.
         advantage: From token rewards to advantages.
         kl_reward: KL penalty taken off the token rewards, or None.
-        reference: Log-probs under the frozen reference, or None when no KL term asks for them.
-        behaviour: Recomputes the log-probs that updates start from; None takes the sampler's own, which are exact when
-            it samples from the whole distribution at the trainer's precision.
-        values: Critic values before each token and after the last, or None without a critic.
-        prompt_baseline: Rewards to compare a prompt's samples with, or None when the estimator does not ask.
         metrics: Further numbers to compute of a rollout.
         events: Told which phase is on.
     """
@@ -52,30 +56,8 @@ class Pipeline:
     transforms: Sequence[RewardTransform]
     advantage: AdvantageEstimator
     kl_reward: KLTerm | None
-    reference: LogProbs | None
-    behaviour: LogProbs | None
-    values: CriticValues | None
-    prompt_baseline: PromptRewards | None
     metrics: Sequence[Metric]
     events: Events
-
-    def __call__(
-        self,
-        prompts: Sequence[Prompt],
-        *,
-        samples_per_prompt: int,
-        seeds: Tensor,
-        further: FurtherPrompts | None = None,
-    ) -> Experience:
-        """Runs one rollout.
-
-        Args:
-            prompts: P prompts.
-            samples_per_prompt: G.
-            seeds: (P·G,) int64 seeds of the samples.
-            further: More prompts, for a sampler that refills.
-        """
-        return self.judge(self.draw(prompts, samples_per_prompt=samples_per_prompt, seeds=seeds), further)
 
     def draw(self, prompts: Sequence[Prompt], *, samples_per_prompt: int, seeds: Tensor) -> Rollout:
         """The responses."""
@@ -83,7 +65,7 @@ class Pipeline:
             drawn = self.sampler(prompts, samples_per_prompt=samples_per_prompt, seeds=seeds)
         return checked_rollout(self.sampler, drawn, len(prompts), samples_per_prompt)
 
-    def judge(self, rollout: Rollout, further: FurtherPrompts | None = None) -> Experience:
+    def judge(self, rollout: Rollout, forwards: Forwards, further: FurtherPrompts | None = None) -> Experience:
         """What they are worth, and all else that updates need of them. What each part gives is checked on its way."""
         border, shape = Border(), rollout.mask.shape
         scores = self._score(rollout)
@@ -93,19 +75,18 @@ class Pipeline:
                 asked = (self.sampler, len(rollout.prompts), rollout.group_size)
                 rollout, scores, refilled = self.sampler.refill(rollout, scores, further=further, score=self._score)
                 rollout, shape = checked_rollout(asked[0], rollout, *asked[1:]), rollout.mask.shape
-        old, ref, values, after = rollout.logprobs, None, None, None
-        computed = self.behaviour or self.reference or self.values
-        with self.events.phase("reference") if computed else nullcontext():
-            if self.behaviour:
-                old = border.tensor("policy", "log-probs", self.behaviour(rollout), shape, rollout.mask)
-            if self.reference:
-                ref = border.tensor("reference", "log-probs", self.reference(rollout), shape, rollout.mask)
-            if self.values:
-                values, after = self.values(rollout)
-                values = border.tensor("critic", "values", values, shape, rollout.mask)
-                after = border.tensor("critic", "values after the last token", after, shape[:1])
-            if computed:
+        with self.events.phase("reference") if forwards.needed else nullcontext():
+            old, ref, valued = forwards.old_logprobs(rollout), forwards.ref_logprobs(rollout), forwards.values(rollout)
+            if forwards.needed:
                 self.events.advance(int(rollout.drawn.sum()))
+        values, after = valued or (None, None)
+        if old is not rollout.logprobs:
+            old = border.tensor("policy", "log-probs", old, shape, rollout.mask)
+        if ref is not None:
+            ref = border.tensor("reference", "log-probs", ref, shape, rollout.mask)
+        if values is not None and after is not None:
+            values = border.tensor("critic", "values", values, shape, rollout.mask)
+            after = border.tensor("critic", "values after the last token", after, shape[:1])
         rewards, logged = transform(self.transforms, raw_rewards(rollout, scores), border)
         token_rewards = replace(
             place_on_tokens(rewards, rollout, old, ref, self.kl_reward, values),
@@ -127,16 +108,24 @@ class Pipeline:
             return checked_scores(self.scorer, self.scorer(rollout), rollout)
 
     def _baseline(self, rollout: Rollout, border: Border) -> Tensor | None:
-        if self.prompt_baseline is None:
+        """(P,) rewards of one greedy response per prompt, scored and transformed as the samples are."""
+        if not self.advantage.needs_prompt_baseline:
             return None
         with self.events.phase("baseline"):
-            given = self.prompt_baseline(rollout.prompts)
+            response = greedy(self.sampler, rollout.prompts)
+            given = transform(self.transforms, raw_rewards(response, self.scorer(response)))[0].values
         return border.tensor("prompt baseline", "rewards", given, (len(rollout.prompts),))
 
     def _measure(self, experience: Experience) -> dict[str, float]:
         rollout, scores = experience.rollout, experience.scores
         own = {metric.name: metric_value(metric, metric(rollout, scores)) for metric in self.metrics}
         return {**statistics.of_experience(experience), **own}
+
+
+def greedy(sampler: Sampler, prompts: Sequence[Prompt]) -> Rollout:
+    """One greedy response per prompt."""
+    params = replace(sampler.params, temperature=0.0)
+    return sampler(prompts, samples_per_prompt=1, seeds=torch.zeros(len(prompts), dtype=torch.int64), params=params)
 
 
 def raw_rewards(rollout: Rollout, scores: Scores) -> Rewards:

@@ -66,7 +66,7 @@ def packed(model, mode: str, token_budget: int, monkeypatch):
     advantages = Group(EPS)(TokenRewards(rewards, made.mask, G))
     ref = chosen(padded_logits(policy(1), made), made)
     batches = updates(experience(made, advantages, old_logprobs(made), ref), mode, token_budget, monkeypatch)
-    return [module.update_loss(batch) for batch in batches]
+    return [module.update_loss(batch).total for batch in batches]
 
 
 @pytest.mark.parametrize("mode", ["token-mean", "seq-mean-token-mean"])

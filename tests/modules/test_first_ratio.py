@@ -29,10 +29,16 @@ def run(tmp_path, make, *, policy=WIDE, precision="32-true", epochs=1, watch=lam
         settings["critic_lr"] = 0.0
     module = make(**{**settings, **changed})
     gaps = []
-    module.trace = lambda name, values: gaps.append((name, values.detach()))
     batches = []
-    objective = module.objective
-    module.objective = lambda new, batch: batches.append(batch) or objective(new, batch)
+    update_loss = module.update_loss
+
+    def watched(batch):
+        loss = update_loss(batch)
+        batches.append(batch)
+        gaps.extend((name, values.detach()) for name, values in loss.tokens.items())
+        return loss
+
+    module.update_loss = watched
     record = []
     watch(module)
     fitted = trainer(tmp_path, max_epochs=epochs, precision=precision)
@@ -111,9 +117,9 @@ def test_later_updates_still_start_from_the_policy_that_the_rollout_began_with(t
 
 
 def test_float32_takes_the_samplers_own_and_is_one_up_to_rounding(tmp_path, monkeypatch):
-    from rlhf_lightning.modules import _referred
+    from rlhf_lightning.modules import forwards
 
-    monkeypatch.setattr(_referred, "rollout_logprobs", lambda *a, **k: pytest.fail("computed what is known"))
+    monkeypatch.setattr(forwards, "rollout_logprobs", lambda *a, **k: pytest.fail("computed what is known"))
     module, batches, gaps, (row,) = run(tmp_path, grpo)
     assert module.sampler.exact and "kl/sampler_k3_per_token" not in row
     assert worst(batches, gaps, "logprobs", "old_logprobs") < 2e-5

@@ -101,7 +101,7 @@ def test_checkpoint_holds_no_frozen_model_and_loads_without_pickle(tmp_path):
     fitted.fit(module, datamodule=prompts())
     fitted.save_checkpoint(tmp_path / "c.ckpt", False)
     saved = torch.load(tmp_path / "c.ckpt", weights_only=True)
-    assert module.reference is not None
+    assert module.reference.model is not None
     assert {name.split(".")[0] for name in saved["state_dict"]} == {"policy"}
     assert saved["rlhf"]["rollout_index"] == 1
 
@@ -113,7 +113,7 @@ def test_lora_checkpoint_holds_adapters_only(tmp_path, record):
     fitted.save_checkpoint(tmp_path / "c.ckpt", False)
     saved = torch.load(tmp_path / "c.ckpt", weights_only=True)["state_dict"]
     assert saved and all("lora_" in name for name in saved)
-    assert module.reference is None
+    assert module.reference.model is None
     assert abs(record.rows[0]["kl/ref_k3_per_token"]) < 1e-8 < record.rows[1]["kl/ref_k3_per_token"]
 
 

@@ -11,7 +11,7 @@ from rlhf_lightning.callbacks import HeldOutEval, RolloutCheckpoint
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.models import EmbeddedArithmetic, TinyLlama
 from rlhf_lightning.modules import RewardModel
-from rlhf_lightning.modules.evaluation import proxy_of, sampled_metrics
+from rlhf_lightning.modules.generator import proxy_of, sampled_metrics
 from rlhf_lightning.protocols import Scorer
 from rlhf_lightning.run_layout import newest_checkpoint
 from rlhf_lightning.samplers import InProcessSampler

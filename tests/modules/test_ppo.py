@@ -135,7 +135,7 @@ def test_adapters_share_the_frozen_weights_and_the_reference_is_the_policy_witho
     assert backbone and backbone <= frozen
     trained = [{id(p) for p in part.parameters() if p.requires_grad} for part in (module.policy, module.critic)]
     assert all(trained) and not trained[0] & trained[1]
-    assert module.reference is None
+    assert module.reference.model is None
     assert abs(record.rows[0]["kl/ref_k3_per_token"]) < 1e-8 < record.rows[1]["kl/ref_k3_per_token"]
 
 
@@ -273,7 +273,7 @@ def test_truncated_responses_can_be_left_out(tmp_path, rule):
     fit(module, tmp_path)
     eos = module.tokenizer.eos_token_id
     counts, ended = [], []
-    for batch in module._cut(module.explore()):
+    for batch in module.cut(module.explore()):
         counts += (batch.weights.sum(1) > 0).tolist()
         ended += (batch.packed.to_rows(batch.packed.targets) == eos).any(1).tolist()
     assert 0 < sum(ended) < 64

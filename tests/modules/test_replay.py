@@ -63,8 +63,8 @@ def same_tensors(first, second):
 def test_a_file_holds_the_update_bit_for_bit(tmp_path, maker):
     kept = []
     module = MAKERS[maker](token_budget=100)
-    make = module.make_batches
-    module.make_batches = lambda: kept.extend(make()) or kept
+    cut = module.cut
+    module.cut = lambda experience: kept.extend(cut(experience)) or kept
     fit(module, tmp_path)
     size = kept[0].micro_batches
     assert size > 1
@@ -93,8 +93,8 @@ def test_a_finite_update_replays_to_the_loss_and_gradient_of_training(tmp_path, 
     kept = []
     settings = {"updates_per_rollout": 1, "token_budget": token_budget}
     module = MAKERS[maker](**settings)
-    make = module.make_batches
-    module.make_batches = lambda: kept.extend(make()) or kept
+    cut = module.cut
+    module.cut = lambda experience: kept.extend(cut(experience)) or kept
     fit(module, tmp_path, record)
     axes.save(tmp_path / "u", kept, "update")
     found = replay(fresh(maker, **settings), load_update(tmp_path / "u")[0])
@@ -134,8 +134,8 @@ def test_a_skipped_update_is_kept_and_names_its_sequence(tmp_path, maker, value)
 def test_a_number_that_is_made_in_the_forward_is_found(tmp_path):
     module = MAKERS["ppo"](updates_per_rollout=1)
     kept = []
-    make = module.make_batches
-    module.make_batches = lambda: kept.extend(make()) or kept
+    cut = module.cut
+    module.cut = lambda experience: kept.extend(cut(experience)) or kept
     fit(module, tmp_path)
     bad = fresh("ppo", updates_per_rollout=1)
     with torch.no_grad():
@@ -149,8 +149,8 @@ def test_a_number_that_is_made_in_the_forward_is_found(tmp_path):
 def test_a_gradient_alone_can_be_bad(tmp_path):
     module = MAKERS["grpo"](updates_per_rollout=1)
     kept = []
-    make = module.make_batches
-    module.make_batches = lambda: kept.extend(make()) or kept
+    cut = module.cut
+    module.cut = lambda experience: kept.extend(cut(experience)) or kept
     fit(module, tmp_path)
     bad = fresh("grpo", updates_per_rollout=1)
     name, parameter = next((n, p) for n, p in bad.named_parameters() if n.endswith("norm.weight"))
@@ -183,8 +183,8 @@ def test_prompts_and_responses_are_those_of_the_rollout(tmp_path):
     module = MAKERS["grpo"](updates_per_rollout=1)
     explore = module.explore
     module.explore = lambda: seen.setdefault("experience", explore())
-    make = module.make_batches
-    module.make_batches = lambda: seen.setdefault("batches", make())
+    cut = module.cut
+    module.cut = lambda experience: seen.setdefault("batches", cut(experience))
     fit(module, tmp_path)
     rollout = seen["experience"].rollout
     for row in range(24):

@@ -80,7 +80,7 @@ def ours(monkeypatch, *, advantage, aggregation, kl="k3", beta=BETA, kl_reward=N
     advantages = advantage(TokenRewards(per_token, made.mask, G))
     batches = updates(experience(made, advantages, old, ref), aggregation, monkeypatch=monkeypatch)
     assert len(batches) > 1
-    losses = [module.update_loss(batch) for batch in batches]
+    losses = [module.update_loss(batch).total for batch in batches]
     return float(sum(losses).detach()), summed_gradient(losses, model.named_parameters())
 
 

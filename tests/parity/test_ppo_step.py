@@ -121,7 +121,7 @@ def test_full_responses(theirs, monkeypatch):
     assert len(batches) > 1
     policy_loss, value_loss = split_losses(made, batches, batches)
     assert factor * total(policy_loss) + total(value_loss) == pytest.approx(float(loss), rel=WHITENED)
-    whole = sum(float(made.update_loss(batch).detach()) for batch in batches)
+    whole = sum(float(made.update_loss(batch).total.detach()) for batch in batches)
     assert whole == pytest.approx(total(policy_loss) + total(value_loss), rel=EXACT)
     assert_same_gradients(gradients(made, policy_loss, value_loss, factor), grads, rel=WHITENED)
 
@@ -180,9 +180,9 @@ def split_losses(made: PPOModule, of_policy, of_values):
         logprobs, _ = made.critic.with_logprobs(
             made.policy, batch.packed, temperature=batch.temperature, chunk_size=made.logits_chunk
         )
-        policy_loss.append(made.objective(batch.packed.to_rows(logprobs), batch))
+        policy_loss.append(made.updater.objective(batch.packed.to_rows(logprobs), batch).total)
     for batch in of_values:
-        value_loss.append(made._value_objective(made.critic.values(made.policy, batch.packed), batch))
+        value_loss.append(made.updater.value_objective(made.critic.values(made.policy, batch.packed), batch).total)
     return policy_loss, value_loss
 
 

@@ -12,22 +12,22 @@ from lightning import LightningModule, Trainer, seed_everything
 
 from rlhf_lightning.errors import ConfigError, DataError, RunFolderError
 from rlhf_lightning.models.checkpoints import read_checkpoint
-from rlhf_lightning.modules._learning import LearningModule
 from rlhf_lightning.modules.epoch import EpochModule
+from rlhf_lightning.modules.policy import PolicyModule
 from rlhf_lightning.run_layout import newest_checkpoint, rollout_checkpoint
 from rlhf_lightning.runs import Run
 
 
-def policy_module(run: Run) -> LearningModule:
+def policy_module(run: Run) -> PolicyModule:
     """The run's module with its models as they were before the first update; no reference, no data.
 
     Raises:
         ConfigError: If its configuration cannot be read, or trains no policy.
     """
     module = _module(run)
-    if not isinstance(module, LearningModule):
+    if not isinstance(module, PolicyModule):
         raise ConfigError(f"{run.path}: {type(module).__name__} trains no policy by reinforcement learning")
-    module.tokenizer = module.policy_source.tokenizer()
+    module.generator.tokenizer = module.generator.source.tokenizer()
     module.load_trained()
     return module
 

@@ -25,11 +25,13 @@ from rlhf_lightning import ranks
 from rlhf_lightning.algorithms.metrics import Means
 from rlhf_lightning.axes import to_device
 from rlhf_lightning.events import Events
-from rlhf_lightning.holdings import Holdings
+from rlhf_lightning.holdings import HeldModel, Holdings
 from rlhf_lightning.models.cpu_memory import keep_freed_memory
 from rlhf_lightning.models.repeatable import check_repeatable, few_tokens
-from rlhf_lightning.modules.batches import EpochBatches, MicroBatch
+from rlhf_lightning.modules.batches import Epoch, EpochBatches, Loss, MicroBatch
 from rlhf_lightning.modules.checkpointing import Checkpointing
+from rlhf_lightning.modules.forwards import outside_training
+from rlhf_lightning.modules.generator import Generator
 from rlhf_lightning.modules.optim import (
     StepGuard,
     checked_norm,
@@ -40,7 +42,8 @@ from rlhf_lightning.modules.optim import (
     warm_up,
 )
 from rlhf_lightning.modules.plan import check_types, check_wide
-from rlhf_lightning.modules.sharing import check_monitors, check_precision, check_ranks
+from rlhf_lightning.modules.trainer_checks import check_monitors, check_precision, check_ranks
+from rlhf_lightning.protocols import Scorer
 from rlhf_lightning.strategies import Sharding, sharding_of
 from rlhf_lightning.strategies.checkpoint_files import use_checkpoint_files
 from rlhf_lightning.types import PackedSequences
@@ -65,6 +68,7 @@ class EpochModule(LightningModule):
         events: Which phase is on, and for how long.
         sharding: How the strategy spreads models over ranks.
         checkpointing: What checkpoints keep besides weights and optimizer.
+        generator: The model under ``policy`` with its sampler, for modules that generate or are evaluated by it.
     """
 
     def __init__(
@@ -82,8 +86,10 @@ class EpochModule(LightningModule):
         self.rollout_samples: list[dict[str, Any]] = []
         self._batches: Sequence[MicroBatch] = ()
         self._update_phase = ExitStack()
+        self._is_loaded = False
         self.sharding = Sharding()
         self.checkpointing = Checkpointing()
+        self.generator: Generator | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> EpochModule:
         """For averages of weights: a copy shares what makes optimizers, which may hold the command line's parser."""
@@ -104,8 +110,12 @@ class EpochModule(LightningModule):
         """Optimizer steps an epoch."""
 
     @abstractmethod
-    def make_batches(self) -> Sequence[MicroBatch]:
-        """All micro-batches of the epoch ``rollout_index``, with the same number for each update."""
+    def make_batches(self) -> Epoch:
+        """The epoch ``rollout_index``: all its micro-batches, with the same number for each update."""
+
+    @abstractmethod
+    def update_loss(self, batch: Any) -> Loss:
+        """What a micro-batch adds to its update's loss."""
 
     @abstractmethod
     def models(self) -> dict[str, torch.nn.Module]:
@@ -139,9 +149,11 @@ class EpochModule(LightningModule):
         """Learning rates of the groups that have their own; the optimizer's for the others."""
         return {}
 
-    @abstractmethod
-    def measure(self, limit: int | None = None) -> dict[str, float]:
-        """Metrics on the first ``limit`` held-out items, or on all of them."""
+    def load_frozen(self) -> None:
+        """Loads what never trains, after :meth:`load_trained`; nothing by default."""
+
+    def watch(self, loss: Loss, batch: Any) -> None:
+        """Sees each micro-batch that trains, after its loss; does nothing by default."""
 
     def suspects(self) -> str:
         """What of the update that is on was not finite, for a message; asked once an update."""
@@ -155,13 +167,17 @@ class EpochModule(LightningModule):
         """Updates before a group's learning rate begins to warm up, for groups that train later than others."""
         return {}
 
-    @abstractmethod
-    def holdings(self) -> Holdings:
-        """What the run holds and computes in each process, for a plan; from the arguments alone."""
+    def held_models(self) -> tuple[HeldModel, ...]:
+        """The models that the run keeps in each process, told without weights; needed for plans alone."""
+        return ()
 
-    @abstractmethod
-    def typical_lengths(self, data: Any) -> tuple[float, float]:
-        """Mean tokens of a prompt, and of a response, in the first update; after the preflight."""
+    def holdings(self) -> Holdings | None:
+        """What the run holds and computes in each process, for a plan; from the arguments alone."""
+        return None
+
+    def typical_lengths(self, data: Any) -> tuple[float, float] | None:
+        """Mean tokens of a prompt, and of a response, in the first update, for a plan; after the preflight."""
+        return None
 
     @property
     @abstractmethod
@@ -193,7 +209,7 @@ class EpochModule(LightningModule):
         check_ranks(self.trainer, self.smallest_update)
         self.preflight(self.data)
         self.sharding = sharding_of(self.trainer.strategy)
-        check_types(self.holdings().models, self.sharding, sixteen_bits=self.train_in_16_bits)
+        check_types(self.held_models(), self.sharding, sixteen_bits=self.train_in_16_bits)
         use_checkpoint_files(self.trainer.strategy)
 
     def tell_callbacks(self, hook: str = "on_rollout_start", *details: Any) -> None:
@@ -209,10 +225,20 @@ class EpochModule(LightningModule):
             if hasattr(callback, hook):
                 getattr(callback, hook)(self.trainer, self, *details)
 
-    def shard_models(self) -> None:
-        """Spreads the models over the ranks, where the strategy does so; at the end of ``configure_model``."""
-        for model in self.models().values():
-            self.sharding.shard(model, trained=any(p.requires_grad for p in model.parameters()))
+    def configure_model(self) -> None:
+        """Loads the models, spreads them over the ranks where the strategy does so, and connects the parts; once."""
+        if not self._is_loaded:
+            self.load_trained()
+            self.load_frozen()
+            for model in self.models().values():
+                self.sharding.shard(model, trained=any(p.requires_grad for p in model.parameters()))
+            self.connect()
+            self._is_loaded = True
+
+    def connect(self) -> None:
+        """Connects the loaded models with what uses them."""
+        if self.generator is not None:
+            self.generator.bind(self.models()["policy"], self.sharding, self.events, self.data.tasks)
 
     def on_fit_start(self) -> None:
         """Refuses models whose forward draws at random. On CPU, steps ask for the same large blocks of memory."""
@@ -220,7 +246,7 @@ class EpochModule(LightningModule):
             keep_freed_memory()
         for name, (model, forward) in self.short_forwards().items():
             row = to_device(few_tokens(), self.device)
-            check_repeatable(name, model, partial(self.without_training, partial(forward, row)))
+            check_repeatable(name, model, partial(self.outside_training, partial(forward, row)))
             for unit in model.modules():
                 if isinstance(unit, FSDPModule):
                     unit.reshard()  # a root stays whole after a forward, and checkpoints are read into shards
@@ -229,10 +255,10 @@ class EpochModule(LightningModule):
         """Callbacks find the checkpoint's numbers until there are newer ones; Lightning forgets them before this."""
         self._publish(self.checkpointing.numbers)
 
-    def without_training(self, compute: Callable[[], T]) -> T:
+    @property
+    def outside_training(self) -> Callable[[Callable[[], T]], T]:
         """Runs forwards outside of a training step, at the precision of training steps; all ranks the same number."""
-        with self.trainer.precision_plugin.forward_context():
-            return self.sharding.forward(compute)
+        return partial(outside_training, self.trainer.precision_plugin, self.sharding)
 
     # ---- one epoch --------------------------------------------------------------------------------------------------
 
@@ -243,11 +269,27 @@ class EpochModule(LightningModule):
     def begin_epoch(self) -> Sequence[MicroBatch]:
         """Makes the epoch's batches; once an epoch, however often Lightning asks."""
         if not self._batches:
-            self._batches = self.make_batches()
+            self.tell_callbacks()
+            epoch = self.make_batches()
+            self._batches = epoch.batches
+            self.rollout_metrics |= epoch.metrics
+            self.rollout_samples = epoch.samples or self.rollout_samples
+            if epoch.experience is not None:
+                self.tell_callbacks("on_experience", epoch.experience)
             self.trainer.accumulate_grad_batches = self._batches[0].micro_batches
             total = sum(batch.tokens for batch in self._batches)
             self._update_phase.enter_context(self.events.phase("update", total=total))
         return self._batches
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """One micro-batch; the loss undoes what Lightning will divide by, so any split gives one gradient."""
+        loss = self.update_loss(batch)
+        self.watch(loss, batch)
+        self.means.sums(loss.terms)
+        if loss.mask is not None:
+            self.means.over_tokens(loss.means, loss.mask)
+        self.events.advance(batch.tokens)
+        return loss.total * self.loss_scale
 
     @property
     def loss_scale(self) -> int:
@@ -296,8 +338,7 @@ class EpochModule(LightningModule):
         """After the epoch's last update its numbers are complete."""
         if batch_idx + 1 == len(self._batches):
             self._update_phase.close()
-            self.rollout_metrics |= self.epoch_means()
-            self.rollout_metrics |= self.events.pop_timings()
+            self.rollout_metrics |= {**self.epoch_means(), **self.events.pop_timings()}
             self._publish(self.rollout_metrics)
 
     def epoch_means(self) -> dict[str, float]:
@@ -328,6 +369,46 @@ class EpochModule(LightningModule):
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Moves the tensors of our frozen dataclasses."""
         return to_device(batch, device)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's, after the preflight."""
+        return None if self.generator is None else self.generator.tokenizer
+
+    # ---- evaluation, for modules with a generator -------------------------------------------------------------------
+
+    @property
+    def proxy(self) -> Scorer | None:
+        """What the model is trained on in the verifier's place; None where the verifier is all there is."""
+        return None
+
+    def measure(self, limit: int | None = None) -> dict[str, float]:
+        """Metrics on the first ``limit`` held-out items, or on all: greedy accuracy, where there is a generator."""
+        return {} if self.generator is None else self._evaluated(self.data.held_out_prompts()[:limit])
+
+    def measure_samples(self, limit: int | None = None, **asked: Any) -> dict[str, float]:
+        """What several samples per held-out prompt are worth; arguments as of ``Generator.evaluate_samples``."""
+        if self.generator is None:
+            return {}
+        prompts = self.data.held_out_prompts()[:limit]
+        return self.generator.evaluate_samples(prompts, self.global_step, self.proxy, **asked)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Greedy accuracy on a batch of held-out prompts."""
+        self.log_dict(self._evaluated(batch), batch_size=len(batch))
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """As in validation."""
+        self.validation_step(batch, batch_idx)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> list[dict[str, str]]:
+        """Greedy responses to a batch of prompts."""
+        assert self.generator is not None
+        return self.generator.respond(batch, self.global_step)
+
+    def _evaluated(self, prompts: Any) -> dict[str, float]:
+        assert self.generator is not None
+        return self.generator.evaluate(prompts, self.global_step, self.proxy)
 
     # ---- checkpoints ------------------------------------------------------------------------------------------------
 

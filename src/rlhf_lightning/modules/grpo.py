@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from rlhf_lightning.algorithms.advantages import Group
 from rlhf_lightning.algorithms.kl import KLTerm
 from rlhf_lightning.algorithms.losses import Clip
-from rlhf_lightning.modules._policy import PolicyModule
+from rlhf_lightning.modules.policy import PolicyModule
 from rlhf_lightning.protocols import AdvantageEstimator, ModelSource, PolicyLoss, RewardTransform, Sampler, Scorer
 from rlhf_lightning.registry import filled
 from rlhf_lightning.samplers import InProcessSampler

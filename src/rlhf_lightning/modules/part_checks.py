@@ -7,8 +7,10 @@ another package takes part by the attributes of its contract (:mod:`rlhf_lightni
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 
+from rlhf_lightning.data.update_batches import Truncation
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.modules.plan import BatchPlan
 from rlhf_lightning.protocols import CHANGES, AdvantageEstimator, PolicyLoss, RewardTransform, Sampler, Scorer
@@ -16,6 +18,31 @@ from rlhf_lightning.protocols import CHANGES, AdvantageEstimator, PolicyLoss, Re
 _log = logging.getLogger(__name__)
 
 Stage = RewardTransform | AdvantageEstimator
+
+
+def check_parts(
+    plan: BatchPlan,
+    sampler: Sampler,
+    *,
+    transforms: Sequence[RewardTransform],
+    advantage: AdvantageEstimator,
+    kl_reward: object | None,
+    truncation: Truncation,
+    has_critic: bool,
+) -> None:
+    """All checks of what turns samples into advantages.
+
+    Raises:
+        ConfigError: Naming the parts that do not go together.
+    """
+    check_temperature(sampler)
+    check_group_size(plan.samples_per_prompt, [sampler, advantage, *transforms])
+    check_estimator(advantage, transforms, kl_reward, has_critic=has_critic)
+    check_steps(transforms, advantage, kl_reward, group_size=plan.samples_per_prompt)
+    check_lengths(transforms, max_new_tokens=sampler.params.max_new_tokens)
+    check_bootstrap(advantage, wanted=truncation.go_on)
+    if not truncation.count:
+        check_masked(transforms, advantage)
 
 
 def check_steps(
@@ -149,3 +176,98 @@ def _unseen(part: Stage) -> frozenset[str]:
 
 def _name(part: Stage) -> str:
     return part.name if isinstance(part, RewardTransform) else f"advantage {type(part).__name__}"
+
+
+def check_group_size(samples_per_prompt: int, parts: Iterable[AdvantageEstimator | RewardTransform | Sampler]) -> None:
+    """Refuses group statistics over too few samples.
+
+    Raises:
+        ConfigError: Naming the part and the smallest ``samples_per_prompt`` it means anything for.
+    """
+    for part in parts:
+        least = part.min_group_size
+        if samples_per_prompt < least:
+            raise ConfigError(
+                f"samples_per_prompt is {samples_per_prompt}, but {type(part).__name__} compares the samples of a "
+                f"prompt with each other and needs at least {least}"
+            )
+
+
+def check_estimator(
+    advantage: AdvantageEstimator,
+    transforms: Iterable[RewardTransform],
+    kl_reward: object | None,
+    *,
+    has_critic: bool,
+) -> None:
+    """Refuses transforms, penalties and critics that would do nothing, or something else, with this estimator.
+
+    Raises:
+        ConfigError: Naming the parts that do not go together.
+    """
+    _check_critic(advantage, has_critic=has_critic)
+    name = type(advantage).__name__
+    idle = ["reward_transforms"] * bool(list(transforms)) + ["kl_reward"] * (kl_reward is not None)
+    if idle and not advantage.reads_rewards:
+        raise ConfigError(f"{name} reads step scores alone, so {' and '.join(idle)} would do nothing: leave it out")
+    comparing = [type(step).__name__ for step in transforms if step.compares]
+    if comparing and advantage.needs_prompt_baseline:
+        raise ConfigError(
+            f"{name} compares samples with a greedy response, which {comparing[0]} would shift against other responses "
+            "than the samples: leave it out of reward_transforms"
+        )
+
+
+def check_bootstrap(advantage: AdvantageEstimator, *, wanted: bool) -> None:
+    """Refuses to ask a critic what follows responses that were cut off, where nobody would listen.
+
+    Raises:
+        ConfigError: Naming the estimator.
+    """
+    if wanted and not advantage.reads_bootstrap:
+        raise ConfigError(
+            f"truncated: bootstrap gives what a critic says after the last token, which advantage "
+            f"{type(advantage).__name__} does not read: take PPOModule with gae, or truncated: keep or mask"
+        )
+
+
+def check_temperature(sampler: Sampler) -> None:
+    """Refuses to train on greedy responses: they are all the same, and log-probs divide by the temperature.
+
+    Raises:
+        ConfigError: Naming the temperature.
+    """
+    temperature = sampler.params.temperature
+    if not 0 < temperature < math.inf:
+        raise ConfigError(
+            f"sampler {type(sampler).__name__}: temperature is {temperature}, but a policy trains on samples, which "
+            "need one above 0 (1 is the model's own distribution); held-out responses are greedy whatever it is"
+        )
+
+
+def check_token_budget(token_budget: int, longest_prompt: int, max_new_tokens: int) -> None:
+    """Refuses micro-batches that one prompt with one response would not fit.
+
+    Raises:
+        ConfigError: With the least that is enough.
+    """
+    least = longest_prompt + max_new_tokens - 1
+    if token_budget < least:
+        raise ConfigError(
+            f"token_budget is {token_budget}, but a prompt of {longest_prompt} tokens with a response of up to "
+            f"{max_new_tokens} takes {least} in a row: make it at least {least}"
+        )
+
+
+def _check_critic(advantage: AdvantageEstimator, *, has_critic: bool) -> None:
+    name = type(advantage).__name__
+    if advantage.needs_critic and not has_critic:
+        raise ConfigError(
+            f"advantage {name} needs the values of a critic, and this module has none: take PPOModule, or an advantage "
+            "without a critic (group, rloo, reinforce)"
+        )
+    if has_critic and not advantage.needs_critic:
+        raise ConfigError(
+            f"PPOModule trains a critic, but advantage {name} gives it no returns to learn from: take gae, or "
+            "GRPOModule, which has no critic"
+        )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,15 +21,13 @@ from rlhf_lightning.algorithms.advantages import GAE
 from rlhf_lightning.algorithms.kl import KLTerm
 from rlhf_lightning.algorithms.losses import Clip, ClippedValue
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.functional.packing import GroupPiece
 from rlhf_lightning.holdings import CRITIC, POLICY, Forward, HeldModel
 from rlhf_lightning.models.context import context_length
 from rlhf_lightning.models.critics import Critic, SharedHead, adapter_critic, check_critic_source, own_critic
 from rlhf_lightning.models.reward_folder import with_head
-from rlhf_lightning.models.rollout_logprobs import Rows, over_rollout, with_place_after
-from rlhf_lightning.modules._policy import PolicyModule
-from rlhf_lightning.modules.sharing import computes_narrow
-from rlhf_lightning.pipeline import CriticValues
+from rlhf_lightning.modules.batches import Loss
+from rlhf_lightning.modules.policy import PolicyModule
+from rlhf_lightning.modules.updater import Updater, weighed
 from rlhf_lightning.protocols import (
     AdvantageEstimator,
     ModelSource,
@@ -41,9 +40,11 @@ from rlhf_lightning.protocols import (
 from rlhf_lightning.registry import filled
 from rlhf_lightning.samplers import InProcessSampler
 from rlhf_lightning.scorers import VerifierScorer
-from rlhf_lightning.types import PackedSequences, Rollout, UpdateBatch
+from rlhf_lightning.types import PackedSequences, UpdateBatch
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from rlhf_lightning.data.prompts import PromptData
 
 
@@ -78,6 +79,7 @@ class PPOModule(PolicyModule):
     """
 
     has_critic = True
+    updater: ActorCriticUpdater
     config_defaults: ClassVar[dict[str, Any]] = {
         "sampler": InProcessSampler,
         "scorers": [VerifierScorer],
@@ -118,10 +120,8 @@ class PPOModule(PolicyModule):
         _check(critic, shared_backbone, value_coefficient, critic_lr, critic_warmup_rollouts)
         self.critic_source = with_head(critic) if critic else policy
         self.shared_backbone, self.has_own_source = shared_backbone, critic is not None
-        self.value_loss: ValueLoss = own_loss
-        self.value_coefficient = value_coefficient
+        self.updater = ActorCriticUpdater(self.updater, own_loss, value_coefficient)
         self.critic_lr, self.critic_warmup_rollouts = critic_lr, critic_warmup_rollouts
-        self.critic: Critic | None = None
 
     @property
     def value_model(self) -> Critic:
@@ -135,18 +135,19 @@ class PPOModule(PolicyModule):
         """Whether this rollout trains the critic alone."""
         return self.rollout_index < self.critic_warmup_rollouts
 
-    def context_length(self) -> int:
-        """Most tokens that both policy and critic can read."""
-        return min(super().context_length(), context_length(self.critic_source))
+    @property
+    def context_limit(self) -> int:  # type: ignore[override]
+        """Most tokens that the critic can read."""
+        return context_length(self.critic_source)
 
-    def preflight(self, data: PromptData) -> None:  # type: ignore[override]
+    def preflight(self, data: PromptData) -> None:
         """As for every on-policy module; and that the critic reads the policy's tokens.
 
         Raises:
             ConfigError: Naming what differs.
         """
         super().preflight(data)
-        check_critic_source(self.critic_source, self.tokenizer)
+        check_critic_source(self.critic_source, self.generator.tokenizer)  # type: ignore[arg-type]
 
     def load_trained(self) -> None:
         """Loads policy and critic."""
@@ -191,7 +192,7 @@ class PPOModule(PolicyModule):
         if self.shared_backbone:
             return super().held_models()
         shares = POLICY if self.lora is not None and not self.has_own_source else None
-        own = {"lora": self.lora, "dtype": self._dtype_of(self.critic_source)}
+        own = {"lora": self.lora, "dtype": self.generator.dtype_of(self.critic_source)}
         critic = HeldModel(CRITIC, self.critic_source, True, scalar=True, weights_of=shares, **own)  # type: ignore[arg-type]
         policy, *others = super().held_models()
         return policy, critic, *others
@@ -217,60 +218,40 @@ class PPOModule(PolicyModule):
         critic = "a head on the policy" if self.shared_backbone else self.critic_source.identity()
         return {**super().identity(), "critic": critic}
 
-    # ---- values and updates -----------------------------------------------------------------------------------------
+    # ---- updates ----------------------------------------------------------------------------------------------------
 
-    @property
-    def values_of(self) -> CriticValues:
-        """The critic's values of a rollout, at the precision of training steps."""
-        return self._rollout_values
-
-    def _rollout_values(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
-        """One forward for both: a place after the last token is predicted from that token, as any other is.
-
-        In 16 bits that place would make other rows of the updates', so there it has a forward of its own, over the
-        responses that go on.
-        """
-        self.value_model.eval()
-        going_on = self.truncation.going_on(rollout)
-        longer = with_place_after(rollout, going_on)
-        if any(computes_narrow(self.trainer, model) for model in (self.model, self.value_model)):
-            rows = self.update_rows(rollout)
-            values, beyond = self._values(rollout, rows), self._values(longer, _those(going_on, rows, rollout))
-        else:
-            beyond = self._values(longer, None)
-            values = beyond[:, :-1] * rollout.mask
-        self.value_model.train()
-        return values, beyond.gather(1, rollout.lengths[:, None]).squeeze(1)
-
-    def _values(self, rollout: Rollout, rows: Rows | None) -> Tensor:
-        of_row = partial(self.value_model.values, self.model)
-        budget = self.plan.token_budget
-        return self.without_training(partial(over_rollout, of_row, rollout, token_budget=budget, rows=rows))
-
-    def update_loss(self, batch: UpdateBatch) -> Tensor:
+    def update_loss(self, batch: UpdateBatch) -> Loss:
         """Policy loss and value loss; while the critic warms up, the policy is left out, and so has no gradient."""
-        if self.warming_up:
-            values = self.value_model.values(self.model, batch.packed)
-            return self._value_objective(values, batch) + self.sharding.touch(self.model.parameters())
-        logprobs, values = self.value_model.with_logprobs(
-            self.model, batch.packed, temperature=batch.temperature, chunk_size=self.logits_chunk
-        )
-        return self.objective(batch.packed.to_rows(logprobs), batch) + self._value_objective(values, batch)
+        if not self.warming_up:
+            return self.updater.both(self.model, self.value_model, batch)
+        loss = self.updater.value_objective(self.value_model.values(self.model, batch.packed), batch)
+        return replace(loss, total=loss.total + self.sharding.touch(self.model.parameters()))
 
-    def _value_objective(self, values: Tensor, batch: UpdateBatch) -> Tensor:
+
+class ActorCriticUpdater(Updater):
+    """As for a policy alone, and the critic's loss.
+
+    Args:
+        policy: What the policy's losses are.
+        value_loss: The critic's objective.
+        coefficient: What it is multiplied with.
+    """
+
+    def __init__(self, policy: Updater, value_loss: ValueLoss, coefficient: float) -> None:
+        super().__init__(policy.policy_loss, policy.kl, policy.logits_chunk)
+        self.value_loss, self.coefficient = value_loss, coefficient
+
+    def both(self, model: PreTrainedModel, critic: Critic, batch: UpdateBatch) -> Loss:
+        """Policy loss and value loss, in as few forwards as it takes."""
+        settings = {"temperature": batch.temperature, "chunk_size": self.logits_chunk}
+        logprobs, values = critic.with_logprobs(model, batch.packed, **settings)  # type: ignore[arg-type]
+        return self.objective(batch.packed.to_rows(logprobs), batch) + self.value_objective(values, batch)
+
+    def value_objective(self, values: Tensor, batch: UpdateBatch) -> Loss:
+        """The value loss, given a row's (R,) values with gradient."""
         new = batch.packed.to_rows(values)
-        self.trace("values", new)
-        return self.value_coefficient * self.weigh("loss/value", self.value_loss, self.value_loss(new, batch), batch)
-
-
-def _those(wanted: Tensor, rows: Rows, rollout: Rollout) -> Rows:
-    """The rows with the (B,) wanted responses alone."""
-    left = [
-        [GroupPiece(piece.group, tuple(i for i in piece.responses if wanted[piece.group * rollout.group_size + i]))
-         for piece in row]
-        for row in rows
-    ]  # fmt: skip
-    return [pieces for pieces in ([piece for piece in row if piece.responses] for row in left) if pieces]
+        loss = weighed("loss/value", self.value_loss, self.value_loss(new, batch), batch)
+        return replace(loss, total=self.coefficient * loss.total, tokens={"values": new, **loss.tokens})
 
 
 def _check(critic: ModelSource | None, shared: bool, coefficient: float, rate: float, warmup: int) -> None:

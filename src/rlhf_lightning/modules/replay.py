@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lightning.functional import kl_k1, masked_mean, masked_sum
-from rlhf_lightning.modules._learning import LearningModule
+from rlhf_lightning.modules.policy import PolicyModule
 from rlhf_lightning.types import UpdateBatch
 
 GIVEN = ("old_logprobs", "sampler_logprobs", "ref_logprobs", "old_values", "returns", "advantages", "weights")
@@ -78,7 +78,7 @@ class Replay:
 
 
 def replay(
-    module: LearningModule,
+    module: PolicyModule,
     batches: Sequence[UpdateBatch],
     context: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Replay:
@@ -94,12 +94,11 @@ def replay(
     total, sequences = 0.0, []
     bad = next((found for i, batch in enumerate(batches) for found in _bad_given(i, batch)), None)
     for number, batch in enumerate(batches):
-        seen: dict[str, Tensor] = {}
-        module.trace = lambda name, values, seen=seen: seen.update({name: values.detach()})  # type: ignore[misc]
         with context():
             loss = module.update_loss(batch)
-        loss.backward()  # type: ignore[no-untyped-call]
-        total += float(loss.detach())
+        loss.total.backward()  # type: ignore[no-untyped-call]
+        seen = {name: values.detach() for name, values in loss.tokens.items()}
+        total += float(loss.total.detach())
         bad = bad or next(_bad_rows(number, seen, batch.packed.mask), None) or _bad_gradient(module, number)
         sequences += _reports(number, batch, seen)
     return Replay(total, _norms(module), sequences, bad)
@@ -134,14 +133,14 @@ def _bad_rows(number: int, tensors: dict[str, Tensor], mask: Tensor) -> Iterator
             yield BadNumber(name, float(values[row, token]), number, row, token)
 
 
-def _bad_gradient(module: LearningModule, number: int) -> BadNumber | None:
+def _bad_gradient(module: PolicyModule, number: int) -> BadNumber | None:
     for name, parameter in module.named_parameters():
         if parameter.grad is not None and not bool((good := parameter.grad.isfinite()).all()):
             return BadNumber(f"gradient of {name}", float(parameter.grad[~good][0]), number)
     return None
 
 
-def _norms(module: LearningModule) -> dict[str, float]:
+def _norms(module: PolicyModule) -> dict[str, float]:
     norms = {}
     for name, parameters in module.parameter_groups().items():
         gradients = [p.grad for p in parameters if p.grad is not None]

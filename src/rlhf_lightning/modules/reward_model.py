@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -11,6 +12,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from rlhf_lightning import ranks
+from rlhf_lightning.algorithms.reward_metrics import RewardMetrics
 from rlhf_lightning.data.reward_batches import Supervision, reward_updates
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.holdings import HeldModel, Holdings, Updates
@@ -21,18 +23,19 @@ from rlhf_lightning.models.packed import check_packable
 from rlhf_lightning.models.prepare import load_to_train, skeleton, trainable_scalar, trained_dtype
 from rlhf_lightning.models.reward_folder import RewardCard, save_reward_model, with_head
 from rlhf_lightning.models.scalar import packed_scalars, scalar_head, scalar_model
-from rlhf_lightning.modules._measured_rewards import MeasuredRewards
-from rlhf_lightning.modules._reward_parts import check_sizes, check_weights, loss_parts
+from rlhf_lightning.models.scoring import score_groups
+from rlhf_lightning.modules._reward_parts import check_sizes, check_weights, loss_parts, samples_of
+from rlhf_lightning.modules.batches import Epoch, Loss, own_batches
+from rlhf_lightning.modules.epoch import EpochModule
 from rlhf_lightning.modules.optim import adamw
 from rlhf_lightning.modules.plan import said_types
-from rlhf_lightning.modules.sharing import own_batches
 from rlhf_lightning.protocols import ModelSource
 from rlhf_lightning.registry import check_choice, defaults_of
-from rlhf_lightning.reward_types import RenderedGroup, RewardBatch
+from rlhf_lightning.reward_types import RenderedGroup, ResponseScore, RewardBatch
 from rlhf_lightning.types import PackedSequences
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from rlhf_lightning.data.reward_data import RewardData
 
@@ -40,7 +43,7 @@ _SAMPLES = 8
 """Held-out responses that are kept to read."""
 
 
-class RewardModel(MeasuredRewards):
+class RewardModel(EpochModule):
     r"""Minimises ``w_c · mean BCE(σ(R), y) + w_p · mean −log σ(R_c − R_r − margin)`` over each update, packed.
 
     The multi-task loss of the paper's Eq. 2. With ``process`` supervision the cross-entropy takes every step's end of
@@ -119,6 +122,7 @@ class RewardModel(MeasuredRewards):
             self.is_process, correctness_weight, preference_weight, dict(task_weights or {}), average == "responses"
         )
         self.scalar: PreTrainedModel | None = None
+        self._gathered = RewardMetrics()
         self._of_data = self._of_way = ""
         self._looked_at: RewardData | None = None
 
@@ -149,6 +153,11 @@ class RewardModel(MeasuredRewards):
             raise RuntimeError("the model is loaded by configure_model, which Lightning calls after setup")
         return self.scalar
 
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The backbone's, after the preflight."""
+        return self.own_tokenizer
+
     # ---- before the first update ------------------------------------------------------------------------------------
 
     def preflight(self, data: RewardData) -> None:
@@ -166,9 +175,9 @@ class RewardModel(MeasuredRewards):
         scalar_model(bare)
         if self.lora is not None:
             self.lora.check(skeleton(config))
-        self.tokenizer = self.backbone_source.tokenizer()
-        rehearse(self.tokenizer)
-        data.bind_tokenizer(self.tokenizer, context_length=context)
+        self.own_tokenizer = self.backbone_source.tokenizer()
+        rehearse(self.own_tokenizer)
+        data.bind_tokenizer(self.own_tokenizer, context_length=context)
         self._of_data = data.describe()
         first = data.train_groups(0, self.batch_size)
         reward_updates([first], self.targets, token_budget=self.token_budget)
@@ -185,13 +194,7 @@ class RewardModel(MeasuredRewards):
             f"reward model, {self.supervision} supervision: {self._updates} updates of {self.batch_size} groups an "
             f"epoch, micro-batches of up to {self.token_budget} tokens"
         )
-        return "\n".join(filter(None, (own, self._of_way, *said_types(self.holdings().models), self._of_data)))
-
-    def configure_model(self) -> None:
-        """Loads the backbone and puts the head on it."""
-        if self.scalar is None:
-            self.load_trained()
-            self.shard_models()
+        return "\n".join(filter(None, (own, self._of_way, *said_types(self.held_models()), self._of_data)))
 
     def load_trained(self) -> None:
         """Backbone and head before the first update."""
@@ -213,12 +216,15 @@ class RewardModel(MeasuredRewards):
         """Backbone and head."""
         return {"reward model": self.model}
 
-    def holdings(self) -> Holdings:
+    def held_models(self) -> tuple[HeldModel, ...]:
         """The model alone."""
         dtype = trained_dtype(self.backbone_source, lora=self.lora, sixteen_bits=self.train_in_16_bits)
-        held = HeldModel("reward model", self.backbone_source, True, scalar=True, lora=self.lora, dtype=dtype)
+        return (HeldModel("reward model", self.backbone_source, True, scalar=True, lora=self.lora, dtype=dtype),)
+
+    def holdings(self) -> Holdings:
+        """The model and its updates."""
         sizes = (self._updates, self.batch_size, 1, self.token_budget)
-        return Holdings((held,), Updates(*sizes, checkpointing=self.gradient_checkpointing))
+        return Holdings(self.held_models(), Updates(*sizes, checkpointing=self.gradient_checkpointing))
 
     def typical_lengths(self, data: RewardData) -> tuple[float, float]:
         """A group counts as one: its prompt and all its responses together."""
@@ -240,24 +246,54 @@ class RewardModel(MeasuredRewards):
 
     # ---- training ---------------------------------------------------------------------------------------------------
 
-    def make_batches(self) -> Sequence[RewardBatch]:
+    def make_batches(self) -> Epoch:
         """The epoch's groups, packed; the same number of micro-batches for each update."""
-        self.tell_callbacks()
         self.model.train()
         size = self.batch_size
         groups = self.data.train_groups(self.rollout_index * self._updates * size, self._updates * size)
         updates = [groups[start : start + size] for start in range(0, len(groups), size)]
         made = reward_updates(updates, self.targets, token_budget=self.token_budget, shared_by=ranks.world_size())
-        return [batch for update in made for batch in own_batches(update)]
+        return Epoch([batch for update in made for batch in own_batches(update)])
 
-    def training_step(self, batch: RewardBatch, batch_idx: int) -> Tensor:
+    def update_loss(self, batch: RewardBatch) -> Loss:
         """One packed micro-batch."""
         scores = packed_scalars(self.model, batch.packed, batch.places)
         parts = loss_parts(scores, batch, centering=self.centering)
         loss = torch.stack(list(parts.values())).sum()
-        self.means.sums({"loss/reward": loss, **{f"loss/{name}": part for name, part in parts.items()}})
-        self.events.advance(batch.tokens)
-        return loss * self.loss_scale
+        return Loss(loss, {"loss/reward": loss, **{f"loss/{name}": part for name, part in parts.items()}})
+
+    # ---- evaluation -------------------------------------------------------------------------------------------------
+
+    def scores(self, groups: Sequence[RenderedGroup]) -> list[list[ResponseScore]]:
+        """What the model, as it is now, says of each response; at the precision that training steps run at."""
+        settings: dict[str, Any] = {"process": self.is_process, "token_budget": self.token_budget}
+        return self.outside_training(partial(score_groups, self.model, groups, **settings))
+
+    def measure(self, limit: int | None = None) -> dict[str, float]:
+        """Metrics on the first ``limit`` held-out groups; some of them are kept as samples."""
+        groups, metrics = self.data.held_out_groups()[:limit], RewardMetrics()
+        with self.events.phase("evaluate"):
+            scores = self.scores(groups)
+        metrics.update(groups, scores)
+        self.rollout_samples = samples_of(groups[:_SAMPLES], scores)
+        return metrics.compute()
+
+    def validation_step(self, batch: list[RenderedGroup], batch_idx: int) -> None:
+        """Gathers the scores of held-out groups."""
+        self._gathered.update(batch, self.scores(batch))
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the metrics of all that was gathered."""
+        self.log_dict(self._gathered.compute())
+        self._gathered = RewardMetrics()
+
+    def test_step(self, batch: list[RenderedGroup], batch_idx: int) -> None:
+        """As in validation."""
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """As in validation."""
+        self.on_validation_epoch_end()
 
     # ---- the trained model ------------------------------------------------------------------------------------------
 
@@ -274,7 +310,7 @@ class RewardModel(MeasuredRewards):
         own = (data.delimiter, data.chat, data.system, self.backbone_source.identity(), tasks)
         card = RewardCard(self.supervision, *own, "turn", getattr(data, "chat_template_kwargs", None))
         merged = merged_scalar(model)
-        write_whole_folder(folder, lambda aside: save_reward_model(merged, self.tokenizer, card, aside))
+        write_whole_folder(folder, lambda aside: save_reward_model(merged, self.own_tokenizer, card, aside))
 
     def _whole_model(self) -> PreTrainedModel | None:
         """The trained model: on rank 0, and made anew where its weights are sharded; None on the others."""

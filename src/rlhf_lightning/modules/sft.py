@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlhf_lightning.axes import axes
 from rlhf_lightning.data.update_batches import filled
 from rlhf_lightning.errors import ConfigError
 from rlhf_lightning.functional import aggregation_weights
 from rlhf_lightning.functional.packing import pack_groups
-from rlhf_lightning.holdings import Holdings, Updates
+from rlhf_lightning.holdings import HeldModel, Holdings, Updates
 from rlhf_lightning.models.lora import LoRA
-from rlhf_lightning.models.packed import packed_logprobs
+from rlhf_lightning.models.packed import causal_lm, packed_logprobs
 from rlhf_lightning.models.rollout_packs import within_budget
-from rlhf_lightning.modules._generating import GeneratingModule
+from rlhf_lightning.modules.batches import Epoch, Loss, for_all_ranks, own_batches
+from rlhf_lightning.modules.epoch import EpochModule
+from rlhf_lightning.modules.generator import Generator, said_ways
 from rlhf_lightning.modules.optim import adamw
 from rlhf_lightning.modules.plan import said_types
-from rlhf_lightning.modules.sharing import for_all_ranks, own_batches
 from rlhf_lightning.protocols import ModelSource, Sampler
 from rlhf_lightning.registry import defaults_of
 from rlhf_lightning.samplers import InProcessSampler
 from rlhf_lightning.types import PackedSequences
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from rlhf_lightning.data.demonstrations import DemonstrationData, Example
 
 
@@ -52,7 +56,7 @@ class SFTBatch:
         return self.packed.targets.numel()
 
 
-class SFTModule(GeneratingModule):
+class SFTModule(EpochModule):
     """Minimises ``−mean log p(response token)`` over response tokens alone, packed without padding.
 
     Args:
@@ -94,18 +98,21 @@ class SFTModule(GeneratingModule):
         train_in_16_bits: bool = False,
         float32_logits: bool = False,
     ) -> None:
-        super().__init__(
+        own = defaults_of(type(self))
+        super().__init__(optimizer or own["optimizer"], warmup_updates, max_grad_norm, seed)
+        self.train_in_16_bits = train_in_16_bits
+        self.gradient_checkpointing, self.float32_logits = gradient_checkpointing, float32_logits
+        self.generator: Generator = Generator(
             policy,
-            sampler or defaults_of(type(self))["sampler"](),
-            optimizer or defaults_of(type(self))["optimizer"],
-            warmup_updates,
-            max_grad_norm,
-            lora,
-            gradient_checkpointing,
-            seed,
-            train_in_16_bits,
-            float32_logits,
+            sampler or own["sampler"](),
+            seed=seed,
+            lora=lora,
+            gradient_checkpointing=gradient_checkpointing,
+            sixteen_bits=train_in_16_bits,
+            float32_logits=float32_logits,
         )
+        self.policy: PreTrainedModel | None = None
+        self._ways = ""
         for name, value in {"batch_size": batch_size, "updates_per_epoch": updates_per_epoch}.items():
             if value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
@@ -130,13 +137,13 @@ class SFTModule(GeneratingModule):
     def describe(self) -> str:
         """What an epoch is, and which way the model's forward goes."""
         own = f"{self._updates} updates of {self.batch_size} demonstrations an epoch"
-        return "\n".join(filter(None, (own, super().describe(), *said_types(self.held_models()))))
+        return "\n".join(filter(None, (own, self._ways, *said_types(self.held_models()))))
 
     def holdings(self) -> Holdings:
         """The model; its sampler draws for evaluation alone."""
         rest = (1, self.logits_chunk, self.gradient_checkpointing, self.float32_logits)
         updates = Updates(self._updates, self.batch_size, 1, self.token_budget, *rest)
-        return Holdings(self.held_models(), updates, decoding=self.sampler.decoding())
+        return Holdings(self.held_models(), updates, decoding=self.generator.sampler.decoding())
 
     def typical_lengths(self, data: DemonstrationData) -> tuple[float, float]:
         """Of the first update's demonstrations."""
@@ -144,28 +151,60 @@ class SFTModule(GeneratingModule):
         prompts, responses = (sum(map(len, part)) for part in zip(*((p.tokens, t) for p, t in examples), strict=True))
         return prompts / len(examples), responses / len(examples)
 
-    @property
-    def data(self) -> DemonstrationData:
-        """The run's demonstrations."""
-        return self.trainer.datamodule  # type: ignore[attr-defined]
+    def held_models(self) -> tuple[HeldModel, ...]:
+        """The model."""
+        return self.generator.held_models()
 
-    def make_batches(self) -> Sequence[SFTBatch]:
-        """The epoch's demonstrations, packed; the same number of micro-batches for each update."""
-        self.tell_callbacks()
+    @property
+    def model(self) -> PreTrainedModel:
+        """The policy, once it is loaded."""
+        if self.policy is None:
+            raise RuntimeError("the model is loaded by configure_model, which Lightning calls after setup")
+        return self.policy
+
+    def preflight(self, data: DemonstrationData) -> None:
+        """Checks all that can be checked without weights: prompts, tokenizer, architecture, what the sampler needs.
+
+        Raises:
+            RLHFError: Naming what cannot be.
+        """
+        self.generator.preflight(data)
+        self._ways = said_ways(self.holdings(), self.typical_lengths(data))
+
+    def load_trained(self) -> None:
+        """Loads the model as it is before the first update."""
+        self.policy = self.generator.load()
+
+    def models(self) -> dict[str, nn.Module]:
+        """The model."""
+        return {"policy": causal_lm(self.model)}
+
+    def parameter_groups(self) -> dict[str, Iterable[nn.Parameter]]:
+        """The model's parameters."""
+        return {"policy": self.model.parameters()}
+
+    def short_forwards(self) -> dict[str, tuple[nn.Module, Callable[[PackedSequences], Tensor]]]:
+        """The model's log-probs."""
+        return {"policy": (self.model, partial(packed_logprobs, self.model))}
+
+    def identity(self) -> dict[str, Any]:
+        """The model's source and the seed."""
+        return {"policy": self.generator.source.identity(), "seed": self.seed}
+
+    def make_batches(self) -> Epoch:
+        """The epoch's demonstrations, packed."""
         self.model.train()
         size = self.batch_size
         examples = self.data.train_examples(self.rollout_index * self._updates * size, self._updates * size)
         updates = [examples[start : start + size] for start in range(0, len(examples), size)]
         k = for_all_ranks(max(len(_split(update, self.token_budget, None)) for update in updates))
-        return [batch for update in updates for batch in own_batches(_packed(update, self.token_budget, k))]
+        return Epoch([batch for update in updates for batch in own_batches(_packed(update, self.token_budget, k))])
 
-    def training_step(self, batch: SFTBatch, batch_idx: int) -> Tensor:
+    def update_loss(self, batch: SFTBatch) -> Loss:
         """One packed micro-batch."""
         flat = packed_logprobs(self.model, batch.packed, chunk_size=self.logits_chunk)
         loss = -(batch.packed.to_rows(flat) * batch.weights).sum()
-        self.means.sums({"loss/sft": loss})
-        self.events.advance(batch.tokens)
-        return loss * self.loss_scale
+        return Loss(loss, {"loss/sft": loss})
 
 
 def _split(update: Sequence[Example], token_budget: int, n_bins: int | None) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""One response, token by token: its text in pieces, and what policy, reference and critic said of each."""
+"""What is worth reading of a rollout: its responses as plain values, and one of them token by token."""
 
 from __future__ import annotations
 
@@ -12,6 +12,27 @@ from rlhf_lightning.types import Experience
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+def samples_of(experience: Experience) -> list[dict[str, Any]]:
+    """Each response with its prompt, scores, reward and advantage, as plain values."""
+    rollout, scores = experience.rollout, experience.scores
+    mean_advantage = (experience.advantages.values.sum(1) / rollout.drawn.clamp(min=1)).tolist()
+    parts = {name: part.tolist() for name, part in scores.parts.items()}
+    return [
+        {
+            "task": rollout.prompt_of(b).task,
+            "prompt": rollout.prompt_of(b).text,
+            "answer": rollout.prompt_of(b).problem.answer,
+            "response": text,
+            "scores": {name: values[b] for name, values in parts.items()},
+            "reward": float(experience.rewards[b]),
+            "advantage": mean_advantage[b],
+            "length": int(rollout.lengths[b]),
+            "finished": bool(rollout.finished[b]),
+        }
+        for b, text in enumerate(rollout.texts)
+    ]
 
 
 def token_details(experience: Experience, sequence: int, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

@@ -1,23 +1,15 @@
-"""What ranks take of each update, and what trainers must be like so that all of them get their share."""
+"""What trainers must be like, so that weights keep their type and all ranks get their share of each update."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from rlhf_lightning import ranks
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.models.prepare import SIXTEEN_BITS
 from rlhf_lightning.registry import did_you_mean
 
 if TYPE_CHECKING:
     from lightning import Trainer
-    from torch import nn
-
-    from rlhf_lightning.modules.batches import MicroBatch
-
-Batch = TypeVar("Batch", bound="MicroBatch")
 
 
 def check_precision(trainer: Trainer) -> None:
@@ -86,25 +78,3 @@ def check_ranks(trainer: Trainer, smallest_update: int) -> None:
             "trainer.use_distributed_sampler must be false (as it is from the command line): ranks share each batch "
             "themselves, so Lightning must give all of them the same"
         )
-
-
-def computes_narrow(trainer: Trainer, model: nn.Module) -> bool:
-    """Whether a training step computes with 16 bits: under autocast, or with weights of a model that have no more.
-
-    There the same response has other numbers in another packed row; in float32 they differ by rounding alone.
-    """
-    mixed = "mixed" in str(trainer.precision) or getattr(trainer.strategy, "mixed_precision", None)
-    return bool(mixed) or any(p.dtype in SIXTEEN_BITS.values() for p in model.parameters())
-
-
-def for_all_ranks(micro_batches: int) -> int:
-    """The smallest number of micro-batches that all ranks can take as many of, given how many are needed."""
-    size = ranks.world_size()
-    return -(-micro_batches // size) * size
-
-
-def own_batches(update: Sequence[Batch]) -> list[Batch]:
-    """This rank's micro-batches of an update that was cut for all ranks; the others take as many."""
-    size = ranks.world_size()
-    mine = update[ranks.rank() :: size]
-    return [replace(batch, micro_batches=len(mine)) for batch in mine]  # type: ignore[type-var]

@@ -1,10 +1,31 @@
-"""Rollouts drawn while the one before trains: when that may be, how stale they are, what a checkpoint keeps of them."""
+"""How a policy comes by its experience: drawn with its newest weights, or one ahead while the rollout before trains.
+
+With ``overlap: 1`` the responses of rollout r + 1 are drawn in the background while rollout r trains, by the weights
+that rollout r began with: those of rollout 0 and 1 by the initial weights, those of rollout r + 1 by weights that are
+one rollout's updates older than the ones they train. Which samples a rollout has is a function of those weights and
+the seed, not of time. What that costs and what is done about it:
+
+- Updates start from the policy of now: π_old is the trainer's at the beginning of the rollout's updates, so its ratio
+  starts at 1, and the policy loss ``importance`` weighs each token by π_old/π_sampler, the log-probs that its response
+  was really drawn with (decoupled: Hilton et al. 2021, arXiv 2110.00641; Fu et al. 2025, arXiv 2505.24298). A loss
+  that would take the samples for the policy's own is refused.
+- All else (means, KL estimates and what controllers see of them, advantages, a critic's returns) is of the stale
+  samples, without weights. ``rollout/staleness`` says how many updates stand between.
+- Scores, reference, values and π_old are computed when the rollout's turn comes, on the main thread. A sampler that
+  draws more then (``dynamic``), and greedy baselines (ReMax), use the newest weights; each response keeps its own
+  log-probs.
+- A checkpoint at a rollout's edge waits for the rollout that is being drawn and keeps it, so a resumed run goes on as
+  one that was not interrupted. A run that ends draws nothing for after its end: made longer later, it begins there
+  with a rollout of its newest weights. With an error while drawing, the run ends at the edge, before the checkpoint.
+- Where sampler and trainer share one processor there is little to gain: it is for servers and engines that would idle.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning import LightningModule, Trainer
@@ -13,11 +34,100 @@ from torch import Tensor
 
 from rlhf_lightning.axes import flat, to_device, unflat
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.protocols import PolicyLoss
+from rlhf_lightning.modules.forwards import RolloutForwards
+from rlhf_lightning.modules.plan import BatchPlan
+from rlhf_lightning.pipeline import Pipeline
+from rlhf_lightning.protocols import PolicyLoss, Sampler
 from rlhf_lightning.ranks import own_share
 from rlhf_lightning.samplers.overlap import OverlapSampler
+from rlhf_lightning.samplers.seeds import sample_seeds
 from rlhf_lightning.samplers.wrappers import gathered_rollout, own_part
-from rlhf_lightning.types import Prompt, Rollout
+from rlhf_lightning.types import Experience, Prompt, Rollout
+
+if TYPE_CHECKING:
+    from rlhf_lightning.data.prompts import PromptData
+
+
+class Collector:
+    """From prompts to experience: a function of the seed, the rollout's number, and the weights of now or one ago.
+
+    Args:
+        plan: The batch arithmetic.
+        seed: Run seed.
+        overlap: Rollouts that are drawn ahead: 0 or 1.
+
+    Attributes:
+        ahead: What is drawn ahead; None without overlap.
+    """
+
+    def __init__(self, plan: BatchPlan, seed: int, overlap: int) -> None:
+        self.plan, self.seed, self.overlap = plan, seed, overlap
+        self.ahead: Ahead | None = None
+
+    def around(self, sampler: Sampler) -> Sampler:
+        """The run's sampler; with overlap, one that draws in the background.
+
+        Raises:
+            ConfigError: If it is not made for that.
+        """
+        return sampler.wrap_drawing(self._drawn_ahead) if self.overlap else sampler
+
+    def _drawn_ahead(self, sampler: Sampler) -> Sampler:
+        self.ahead = Ahead(OverlapSampler(sampler))
+        return self.ahead.sampler
+
+    def collect(
+        self,
+        pipeline: Pipeline,
+        data: PromptData,
+        forwards: RolloutForwards,
+        *,
+        rollout: int,
+        version: int,
+        goes_on: bool,
+    ) -> Experience:
+        """One rollout with its advantages; the draw of the next one begins here, where there is overlap.
+
+        It begins as soon as nothing is asked of the sampler for this rollout.
+
+        Args:
+            pipeline: The parts.
+            data: The run's prompts.
+            forwards: The trainer's models.
+            rollout: Index of the rollout.
+            version: Updates that the policy has seen.
+            goes_on: Whether another rollout follows.
+        """
+        prompts, seeds = self.asked(data, rollout)
+        drawn = pipeline.draw(prompts, samples_per_prompt=self.plan.samples_per_prompt, seeds=seeds)
+        oldest = version - self.overlap * self.plan.steps_per_rollout
+        check_version(drawn.weights_version, version, oldest=oldest)
+        staleness: dict[str, float] = {}
+        if self.ahead is not None:
+            staleness = {"rollout/staleness": float(version - drawn.weights_version), **self.ahead.logged()}
+        stream = data.further_prompts(rollout, prompts)
+
+        def further(count: int) -> tuple[Sequence[Prompt], Tensor]:
+            more = list(islice(stream, count))
+            return more, sample_seeds(self.seed, rollout, more, self.plan.samples_per_prompt)
+
+        asks_more = pipeline.sampler.refills or pipeline.advantage.needs_prompt_baseline
+        if goes_on and not asks_more:
+            self._begin_next(data, rollout + 1)
+        experience = pipeline.judge(drawn, forwards, further)
+        if goes_on and asks_more:
+            self._begin_next(data, rollout + 1)
+        return replace(experience, metrics={**staleness, **experience.metrics})
+
+    def asked(self, data: PromptData, rollout: int) -> tuple[Sequence[Prompt], Tensor]:
+        """Prompts of a rollout, and the seeds of their samples."""
+        prompts = data.train_prompts(rollout, self.plan.prompts_per_rollout)
+        return prompts, sample_seeds(self.seed, rollout, prompts, self.plan.samples_per_prompt)
+
+    def _begin_next(self, data: PromptData, following: int) -> None:
+        if self.ahead is not None:
+            prompts, seeds = self.asked(data, following)
+            self.ahead.begin(following, prompts, self.plan.samples_per_prompt, seeds)
 
 
 def check_overlap(overlap: int, loss: PolicyLoss) -> None:
