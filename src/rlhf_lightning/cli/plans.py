@@ -26,6 +26,7 @@ from rlhf_lightning.planning.verdict import fits
 from rlhf_lightning.protocols import ModelSource
 
 if TYPE_CHECKING:
+    from rlhf_lightning.holdings import Holdings
     from rlhf_lightning.modules.epoch import EpochModule
 
 _MISSING = (ModelSourceError, RunFolderError)
@@ -75,9 +76,20 @@ def module_of(values: Mapping[str, Any]) -> EpochModule:
         ConfigError: If it cannot be made, or says nothing of what it holds.
     """
     module = _made("model", LightningModule, _stood_in(values["model"]))
-    if not hasattr(module, "holdings"):
-        raise ConfigError(f"model: {type(module).__name__} does not say what it holds (holdings), so it has no plan")
+    holdings_of(module)
     return module  # type: ignore[no-any-return]
+
+
+def holdings_of(module: Any) -> Holdings:
+    """What a module holds.
+
+    Raises:
+        ConfigError: If it does not say.
+    """
+    held: Holdings | None = module.holdings() if hasattr(module, "holdings") else None
+    if held is None:
+        raise ConfigError(f"model: {type(module).__name__} does not say what it holds (holdings), so it has no plan")
+    return held
 
 
 def lengths_in(module: EpochModule, data: Mapping[str, Any] | None) -> Lengths:
@@ -85,7 +97,7 @@ def lengths_in(module: EpochModule, data: Mapping[str, Any] | None) -> Lengths:
     try:
         if data is None:
             raise ConfigError("there is no data")
-        if away := [held.source.place for held in module.holdings().models if held.source.config_at_hand() is None]:
+        if away := [held.source.place for held in holdings_of(module).models if held.source.config_at_hand() is None]:
             raise ConfigError(f"{away[0]} is not on this machine")
         made = _made("data", LightningDataModule, data)
         module.preflight(made)
@@ -96,7 +108,7 @@ def lengths_in(module: EpochModule, data: Mapping[str, Any] | None) -> Lengths:
     limit = next((given[name] for name in _LIMITS if given.get(name)), None)
     bound = limit or ASSUMED_TOKENS
     said = f"{bound} tokens, {'the most that data allows' if limit else 'for want of a limit'}; not read: {reason}"
-    holdings = module.holdings()
+    holdings = holdings_of(module)
     if holdings.draws and holdings.decoding is not None:
         longest = holdings.decoding.max_new_tokens
         return Lengths(bound, longest, f"responses of {longest} tokens (max_new_tokens), prompts of {said}")
@@ -107,9 +119,12 @@ def lengths_in(module: EpochModule, data: Mapping[str, Any] | None) -> Lengths:
 
 def lengths_of(module: EpochModule, data: Any) -> Lengths:
     """Of the data, after the preflight; responses that are drawn count at their longest."""
-    prompt, response = (
-        max(round(tokens), least) for tokens, least in zip(module.typical_lengths(data), (0, 1), strict=True)
-    )
+    found = module.typical_lengths(data)
+    if found is None:
+        raise ConfigError(
+            f"model: {type(module).__name__} does not say how long its prompts and responses are (typical_lengths)"
+        )
+    prompt, response = (max(round(tokens), least) for tokens, least in zip(found, (0, 1), strict=True))
     return Lengths(prompt, response)
 
 
@@ -143,7 +158,7 @@ def check_fit(module: Any, data: Any, trainer: Mapping[str, Any]) -> None:
     machine = _this_machine(str(trainer.get("accelerator") or "auto"))
     try:
         setting = trainer_setting(trainer, machine, lengths_of(module, data))
-        job = job_of(module.holdings(), module.make_optimizer, setting)
+        job = job_of(holdings_of(module), module.make_optimizer, setting)
     except ConfigError as error:
         print(f"no plan was made: {error}", file=sys.stderr)
         return

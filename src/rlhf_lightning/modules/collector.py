@@ -42,6 +42,7 @@ from rlhf_lightning.ranks import own_share
 from rlhf_lightning.samplers.overlap import OverlapSampler
 from rlhf_lightning.samplers.seeds import sample_seeds
 from rlhf_lightning.samplers.wrappers import gathered_rollout, own_part
+from rlhf_lightning.strategies.checkpoints import is_complete
 from rlhf_lightning.types import Experience, Prompt, Rollout
 
 if TYPE_CHECKING:
@@ -124,10 +125,37 @@ class Collector:
         prompts = data.train_prompts(rollout, self.plan.prompts_per_rollout)
         return prompts, sample_seeds(self.seed, rollout, prompts, self.plan.samples_per_prompt)
 
+    def save(self, checkpoint: dict[str, Any], rollout: int) -> None:
+        """Adds the rollout of this index to a checkpoint that training can go on from, where it has been begun."""
+        if self.ahead is not None and is_complete(checkpoint):
+            checkpoint["rlhf"]["ahead"] = self.ahead.state_of(rollout)
+
+    def restore(self, checkpoint: Mapping[str, Any], data: PromptData, rollout: int) -> None:
+        """Restores what :meth:`save` added.
+
+        Raises:
+            ConfigError: If it was drawn for other prompts, or another number of samples.
+        """
+        state = checkpoint["rlhf"].get("ahead")
+        if self.ahead is not None and state is not None:
+            self.ahead.restore(state, rollout, *self.asked(data, rollout))
+
     def _begin_next(self, data: PromptData, following: int) -> None:
         if self.ahead is not None:
             prompts, seeds = self.asked(data, following)
             self.ahead.begin(following, prompts, self.plan.samples_per_prompt, seeds)
+
+
+def goes_on_after(trainer: Trainer, *, rollout: int, step: int) -> bool:
+    """Whether a trainer means to train on another rollout after this one.
+
+    Args:
+        trainer: Lightning's.
+        rollout: Index of this one.
+        step: Updates that will have been made after it.
+    """
+    epochs, steps = trainer.max_epochs, trainer.max_steps
+    return (epochs is None or epochs < 0 or rollout + 1 < epochs) and (steps < 0 or step < steps)
 
 
 def check_overlap(overlap: int, loss: PolicyLoss) -> None:

@@ -30,6 +30,7 @@ from rlhf_lightning.models.cpu_memory import keep_freed_memory
 from rlhf_lightning.models.repeatable import check_repeatable, few_tokens
 from rlhf_lightning.modules.batches import Epoch, EpochBatches, Loss, MicroBatch
 from rlhf_lightning.modules.checkpointing import Checkpointing
+from rlhf_lightning.modules.evaluation import EvaluationHooks
 from rlhf_lightning.modules.forwards import outside_training
 from rlhf_lightning.modules.generator import Generator
 from rlhf_lightning.modules.optim import (
@@ -43,7 +44,6 @@ from rlhf_lightning.modules.optim import (
 )
 from rlhf_lightning.modules.plan import check_types, check_wide
 from rlhf_lightning.modules.trainer_checks import check_monitors, check_precision, check_ranks
-from rlhf_lightning.protocols import Scorer
 from rlhf_lightning.strategies import Sharding, sharding_of
 from rlhf_lightning.strategies.checkpoint_files import use_checkpoint_files
 from rlhf_lightning.types import PackedSequences
@@ -52,7 +52,7 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
-class EpochModule(LightningModule):
+class EpochModule(EvaluationHooks, LightningModule):
     """One optimizer over named groups, automatic optimization, epochs made on demand, checkpoints between them.
 
     Args:
@@ -185,11 +185,6 @@ class EpochModule(LightningModule):
         """Fewest responses of an update; every rank must get one."""
 
     # ---- before the first epoch -------------------------------------------------------------------------------------
-
-    @property
-    def data(self) -> Any:
-        """The run's data."""
-        return self.trainer.datamodule  # type: ignore[attr-defined]
 
     @abstractmethod
     def preflight(self, data: Any) -> None:
@@ -369,46 +364,6 @@ class EpochModule(LightningModule):
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Moves the tensors of our frozen dataclasses."""
         return to_device(batch, device)
-
-    @property
-    def tokenizer(self) -> Any:
-        """The model's, after the preflight."""
-        return None if self.generator is None else self.generator.tokenizer
-
-    # ---- evaluation, for modules with a generator -------------------------------------------------------------------
-
-    @property
-    def proxy(self) -> Scorer | None:
-        """What the model is trained on in the verifier's place; None where the verifier is all there is."""
-        return None
-
-    def measure(self, limit: int | None = None) -> dict[str, float]:
-        """Metrics on the first ``limit`` held-out items, or on all: greedy accuracy, where there is a generator."""
-        return {} if self.generator is None else self._evaluated(self.data.held_out_prompts()[:limit])
-
-    def measure_samples(self, limit: int | None = None, **asked: Any) -> dict[str, float]:
-        """What several samples per held-out prompt are worth; arguments as of ``Generator.evaluate_samples``."""
-        if self.generator is None:
-            return {}
-        prompts = self.data.held_out_prompts()[:limit]
-        return self.generator.evaluate_samples(prompts, self.global_step, self.proxy, **asked)
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Greedy accuracy on a batch of held-out prompts."""
-        self.log_dict(self._evaluated(batch), batch_size=len(batch))
-
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        """As in validation."""
-        self.validation_step(batch, batch_idx)
-
-    def predict_step(self, batch: Any, batch_idx: int) -> list[dict[str, str]]:
-        """Greedy responses to a batch of prompts."""
-        assert self.generator is not None
-        return self.generator.respond(batch, self.global_step)
-
-    def _evaluated(self, prompts: Any) -> dict[str, float]:
-        assert self.generator is not None
-        return self.generator.evaluate(prompts, self.global_step, self.proxy)
 
     # ---- checkpoints ------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from rlhf_lightning.errors import ConfigError
-from rlhf_lightning.holdings import HeldModel
+from rlhf_lightning.holdings import HeldModel, Updates
 from rlhf_lightning.models.prepare import SIXTEEN_BITS
 from rlhf_lightning.strategies import Sharding
 
@@ -54,6 +54,12 @@ class BatchPlan:
     def steps_per_rollout(self) -> int:
         """Optimizer steps a rollout."""
         return self.updates_per_rollout * self.epochs_per_rollout
+
+    def updates(self, logits_chunk: int, checkpointing: bool, float32_logits: bool) -> Updates:
+        """How training is described in a plan; arguments as of :class:`Updates`."""
+        prompts = -(-self.prompts_per_rollout // self.updates_per_rollout)
+        sizes = (self.updates_per_rollout, prompts, self.samples_per_prompt, self.token_budget, self.epochs_per_rollout)
+        return Updates(*sizes, logits_chunk, checkpointing, float32_logits)
 
     def __str__(self) -> str:
         low, rest = divmod(self.prompts_per_rollout, self.updates_per_rollout)

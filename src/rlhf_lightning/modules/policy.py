@@ -15,12 +15,12 @@ from rlhf_lightning.border import check_any_succeeded
 from rlhf_lightning.data.order import derive_seed
 from rlhf_lightning.data.update_batches import TRUNCATIONS, updates_of
 from rlhf_lightning.functional import AGGREGATION_MODES, masked_mean
-from rlhf_lightning.holdings import POLICY, Forward, HeldModel, Holdings, Updates
+from rlhf_lightning.holdings import POLICY, Forward, HeldModel, Holdings
 from rlhf_lightning.models.critics import Critic
 from rlhf_lightning.models.lora import LoRA
 from rlhf_lightning.models.packed import causal_lm, packed_logprobs
 from rlhf_lightning.modules.batches import Epoch, Loss, own_batches
-from rlhf_lightning.modules.collector import Collector, EndsDraws, check_overlap
+from rlhf_lightning.modules.collector import Collector, EndsDraws, check_overlap, goes_on_after
 from rlhf_lightning.modules.epoch import EpochModule
 from rlhf_lightning.modules.forwards import RolloutForwards, cutting, trains_mixed
 from rlhf_lightning.modules.generator import Generator, proxy_of, said_ways
@@ -49,7 +49,6 @@ from rlhf_lightning.protocols import (
 from rlhf_lightning.registry import check_choice, defaults_of
 from rlhf_lightning.scorers import combine
 from rlhf_lightning.scorers.wrappers import data_parallel
-from rlhf_lightning.strategies.checkpoints import is_complete
 from rlhf_lightning.types import Experience, PackedSequences, UpdateBatch
 
 if TYPE_CHECKING:
@@ -115,6 +114,7 @@ class PolicyModule(EpochModule):
     """
 
     epoch_noun = "rollout"
+    generator: Generator
     #: Whether the module trains a critic.
     has_critic = False
     config_defaults: ClassVar[dict[str, Any]] = {"optimizer": adamw(1e-6), **DEFAULT_ESTIMATORS}
@@ -262,21 +262,12 @@ class PolicyModule(EpochModule):
 
     def holdings(self) -> Holdings:
         """All models, the scorers' too; every epoch is a rollout, its passes without gradient, and its updates."""
-        plan, scorers = self.plan, self.scorer.held_models()
+        scorers = self.scorer.held_models()
         scored = tuple(Forward("score", held.role, False) for held in scorers)
-        updates = Updates(
-            plan.updates_per_rollout,
-            -(-plan.prompts_per_rollout // plan.updates_per_rollout),
-            plan.samples_per_prompt,
-            plan.token_budget,
-            plan.epochs_per_rollout,
-            self.logits_chunk,
-            self.gradient_checkpointing,
-            self.float32_logits,
-        )
+        settings = (self.logits_chunk, self.gradient_checkpointing, self.float32_logits)
         models, forwards = (*self.held_models(), *scorers), (*scored, *self.forwards())
         exact = self.sampler.exact and not self.collector.overlap
-        return Holdings(models, updates, forwards, self.sampler.decoding(), True, exact)
+        return Holdings(models, self.plan.updates(*settings), forwards, self.sampler.decoding(), True, exact)
 
     def typical_lengths(self, data: PromptData) -> tuple[float, float]:
         """The first rollout's prompts, and the longest response that is allowed."""
@@ -348,11 +339,10 @@ class PolicyModule(EpochModule):
 
     def explore(self) -> Experience:
         """The rollout of this index."""
-        epochs, steps = self.trainer.max_epochs, self.trainer.max_steps
-        more = epochs is None or epochs < 0 or self.rollout_index + 1 < epochs
-        goes_on = more and (steps < 0 or self.global_step + self.updates_per_epoch < steps)
+        steps = self.updates_per_epoch
+        goes_on = goes_on_after(self.trainer, rollout=self.rollout_index, step=self.global_step + steps)
         self.generator.begin(self.global_step)
-        own = {"rollout": self.rollout_index, "version": self.global_step, "goes_on": goes_on}
+        own: dict[str, Any] = {"rollout": self.rollout_index, "version": self.global_step, "goes_on": goes_on}
         experience = self.collector.collect(self.pipeline, self.data, self.rollout_forwards(), **own)
         self.generator.drawing.release()
         self.model.train()
@@ -389,8 +379,6 @@ class PolicyModule(EpochModule):
         )
         return [batch for update in updates for batch in own_batches(update)] * self.plan.epochs_per_rollout
 
-    # ---- its updates ------------------------------------------------------------------------------------------------
-
     def update_loss(self, batch: UpdateBatch) -> Loss:
         """The micro-batch's share of the update's loss."""
         return self.updater(self.model, batch)
@@ -412,8 +400,6 @@ class PolicyModule(EpochModule):
         self.kl.see(self.rollout_metrics.get("kl/ref_k1_per_sequence"), self.plan.samples_per_rollout)
         super().on_train_epoch_end()
 
-    # ---- checkpoints ------------------------------------------------------------------------------------------------
-
     def controllers(self) -> dict[str, Any]:
         """The KL controllers."""
         return dict(self.kl.controllers())
@@ -421,8 +407,7 @@ class PolicyModule(EpochModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the next rollout, where it has been begun, if training can go on from the checkpoint."""
         super().on_save_checkpoint(checkpoint)
-        if self.collector.ahead is not None and is_complete(checkpoint):
-            checkpoint["rlhf"]["ahead"] = self.collector.ahead.state_of(self.rollout_index)
+        self.collector.save(checkpoint, self.rollout_index)
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
         """Restores the next rollout, where there is one; without overlap it is left out.
@@ -431,6 +416,5 @@ class PolicyModule(EpochModule):
             ConfigError: As for every module; or if it was drawn for other prompts, or another number of samples.
         """
         super().on_load_checkpoint(checkpoint)
-        state, ahead = checkpoint["rlhf"].get("ahead"), self.collector.ahead
-        if ahead is not None and state is not None and self.trainer.state.fn == "fit":
-            ahead.restore(state, self.rollout_index, *self.collector.asked(self.data, self.rollout_index))
+        if self.trainer.state.fn == "fit":
+            self.collector.restore(checkpoint, self.data, self.rollout_index)

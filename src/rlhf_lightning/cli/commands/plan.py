@@ -48,7 +48,7 @@ def make_plan(options: argparse.Namespace, words: Sequence[str]) -> Plan:
     module = plans.module_of(values)
     lengths = plans.lengths_in(module, values.get("data"))
     setting = _setting(options, plans.trainer_setting(values["trainer"], machine, lengths))
-    job = job_of(module.holdings(), module.make_optimizer, setting)
+    job = job_of(plans.holdings_of(module), module.make_optimizer, setting)
     return plan(job.changed(notes=(*job.notes, *said)), machine, price=options.price)
 
 
