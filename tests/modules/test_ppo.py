@@ -115,7 +115,7 @@ def test_checkpoint_holds_both_and_nothing_frozen(tmp_path, kind, kept):
     assert any(name.startswith("policy.") for name in names) and any(name.startswith(kept) for name in names)
     assert not any(name.startswith("reference.") for name in names)
     assert kind != "adapters" or all("lora_" in name or name == "critic.model.score.weight" for name in names)
-    expected = "a head on the policy" if kind == "shared" else module.policy_source.identity()
+    expected = "a head on the policy" if kind == "shared" else module.generator.source.identity()
     assert saved["rlhf"]["identity"]["critic"] == expected
 
 

@@ -233,7 +233,7 @@ class EpochModule(EvaluationHooks, LightningModule):
     def connect(self) -> None:
         """Connects the loaded models with what uses them."""
         if self.generator is not None:
-            self.generator.bind(self.models()["policy"], self.sharding, self.events, self.data.tasks)
+            self.generator.bind(self.policy, self.sharding, self.events, self.data.tasks)  # type: ignore[arg-type]
 
     def on_fit_start(self) -> None:
         """Refuses models whose forward draws at random. On CPU, steps ask for the same large blocks of memory."""

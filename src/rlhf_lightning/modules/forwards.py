@@ -143,8 +143,8 @@ class RolloutForwards:
         return [row for update in rows_of_updates(rollout, **cutting(self.plan))[1] for row in update]
 
     def _logprobs(self, model: PreTrainedModel, rollout: Rollout, rows: Rows | None) -> Tensor:
-        settings = {"token_budget": self.plan.token_budget, "chunk_size": self.logits_chunk, "rows": rows}
-        return self.run(partial(rollout_logprobs, model, rollout, **settings))  # type: ignore[no-any-return]
+        settings: dict[str, Any] = {"token_budget": self.plan.token_budget, "chunk_size": self.logits_chunk}
+        return self.run(partial(rollout_logprobs, model, rollout, rows=rows, **settings))  # type: ignore[no-any-return]
 
     def _values(self, rollout: Rollout, rows: Rows | None) -> Tensor:
         assert self.critic is not None

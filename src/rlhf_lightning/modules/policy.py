@@ -350,18 +350,10 @@ class PolicyModule(EpochModule):
 
     def rollout_forwards(self) -> RolloutForwards:
         """The models as they are now."""
-        return RolloutForwards(
-            policy=self.model,
-            reference=self.reference,
-            critic=self.critic,
-            plan=self.plan,
-            logits_chunk=self.logits_chunk,
-            truncation=self.truncation,
-            run=self.outside_training,
-            mixed=trains_mixed(self.trainer),
-            sampler_is_exact=self.sampler.exact,
-            version=self.global_step if self.collector.overlap else None,
-        )
+        version = self.global_step if self.collector.overlap else None
+        models, settings = (self.model, self.reference, self.critic), (self.plan, self.logits_chunk, self.truncation)
+        mixed, exact = trains_mixed(self.trainer), self.sampler.exact
+        return RolloutForwards(*models, *settings, self.outside_training, mixed, exact, version)
 
     def cut(self, experience: Experience) -> list[UpdateBatch]:
         """This rank's packed micro-batches of all updates, over all passes."""
@@ -370,13 +362,8 @@ class PolicyModule(EpochModule):
             seed = derive_seed("mark", self.seed, self.rollout_index, update)
             return self.policy_loss.mark(old, advantages, mask, seed=seed)
 
-        updates = updates_of(
-            experience,
-            aggregation=self.aggregation,
-            mark=mark,
-            counted=self.truncation.counted(experience.rollout),
-            **cutting(self.plan),
-        )
+        own: dict[str, Any] = {"mark": mark, "counted": self.truncation.counted(experience.rollout)}
+        updates = updates_of(experience, aggregation=self.aggregation, **own, **cutting(self.plan))
         return [batch for update in updates for batch in own_batches(update)] * self.plan.epochs_per_rollout
 
     def update_loss(self, batch: UpdateBatch) -> Loss:
@@ -410,11 +397,7 @@ class PolicyModule(EpochModule):
         self.collector.save(checkpoint, self.rollout_index)
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        """Restores the next rollout, where there is one; without overlap it is left out.
-
-        Raises:
-            ConfigError: As for every module; or if it was drawn for other prompts, or another number of samples.
-        """
+        """Restores the next rollout, where there is one; without overlap it is left out."""
         super().on_load_checkpoint(checkpoint)
         if self.trainer.state.fn == "fit":
             self.collector.restore(checkpoint, self.data, self.rollout_index)
