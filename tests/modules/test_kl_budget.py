@@ -97,7 +97,7 @@ def test_going_on_after_a_rollback_repeats_what_came_then(tmp_path, free):
 def test_rollback_after_the_first_update_gives_back_the_start(tmp_path, free):
     kls, _ = free
     _, module, _ = fit(tmp_path, kls[1] / 2, "rollback", extra=[HeldOutEval()])
-    start = measured().policy_source.load().state_dict()
+    start = measured().generator.source.load().state_dict()
     for name, tensor in weights_of(module).items():
         torch.testing.assert_close(tensor, start[name], rtol=0, atol=0)
     again = trainer(tmp_path, max_epochs=1)
@@ -130,7 +130,7 @@ class _NoLoad:
 
 def refused(tmp_path, callbacks, match, make=trainer, **changed):
     module = measured(**changed)
-    module.policy_source = _NoLoad(module.policy_source)
+    module.generator.source = _NoLoad(module.generator.source)
     with pytest.raises(ConfigError, match=match):
         make(tmp_path, callbacks=callbacks).fit(module, datamodule=prompts())
 

@@ -75,7 +75,7 @@ def test_it_trains(tmp_path, record, name):
     module, rows = fitted(tmp_path, record, **PARTS[name])
     assert all(math.isfinite(value) for row in rows for value in row.values())
     assert rows[0]["advantage/abs_mean"] > 0 and rows[0]["grad_norm/policy"] > 0
-    before = grpo().policy_source.load().state_dict()
+    before = grpo().generator.source.load().state_dict()
     moved = [key for key, weight in module.policy.state_dict().items() if not torch.equal(weight, before[key])]
     assert len(moved) > 10
 
@@ -216,7 +216,7 @@ def test_the_first_update_moves_nothing_and_later_ones_are_seen_in_the_ratios(tm
 def test_entropy_is_that_of_the_whole_distribution(tmp_path, record):
     """A policy whose head is 0 draws evenly: log V nats a token."""
     module = grpo(scorers=[EvenSteps()], measure_entropy=True)
-    module.policy_source = _Even()
+    module.generator.source = _Even()
     trainer(tmp_path, callbacks=[record]).fit(module, datamodule=prompts())
     vocabulary = module.policy.config.vocab_size
     assert record.rows[0]["policy/entropy"] == pytest.approx(math.log(vocabulary), abs=1e-4)

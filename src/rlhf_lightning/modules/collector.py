@@ -56,12 +56,17 @@ class Collector:
         plan: The batch arithmetic.
         seed: Run seed.
         overlap: Rollouts that are drawn ahead: 0 or 1.
+        loss: What trains on them.
+
+    Raises:
+        ConfigError: If ``overlap`` is neither, or the loss is not made for it.
 
     Attributes:
         ahead: What is drawn ahead; None without overlap.
     """
 
-    def __init__(self, plan: BatchPlan, seed: int, overlap: int) -> None:
+    def __init__(self, plan: BatchPlan, seed: int, overlap: int, loss: PolicyLoss) -> None:
+        check_overlap(overlap, loss)
         self.plan, self.seed, self.overlap = plan, seed, overlap
         self.ahead: Ahead | None = None
 

@@ -20,7 +20,7 @@ from rlhf_lightning.models.critics import Critic
 from rlhf_lightning.models.lora import LoRA
 from rlhf_lightning.models.packed import causal_lm, packed_logprobs
 from rlhf_lightning.modules.batches import Epoch, Loss, own_batches
-from rlhf_lightning.modules.collector import Collector, EndsDraws, check_overlap, goes_on_after
+from rlhf_lightning.modules.collector import Collector, EndsDraws, goes_on_after
 from rlhf_lightning.modules.epoch import EpochModule
 from rlhf_lightning.modules.forwards import RolloutForwards, cutting, trains_mixed
 from rlhf_lightning.modules.generator import Generator, proxy_of, said_ways
@@ -162,10 +162,8 @@ class PolicyModule(EpochModule):
         parts: dict[str, Any] = {"transforms": reward_transforms, "advantage": advantage, "kl_reward": kl_reward}
         check_parts(self.plan, sampler, **parts, truncation=self.truncation, has_critic=self.has_critic)
         self.guard = StepGuard(max_nonfinite_in_a_row)
-        self.measure_entropy = measure_entropy
-        self.advantage, self.policy_loss = advantage, policy_loss
-        check_overlap(overlap, policy_loss)
-        self.collector = Collector(self.plan, seed, overlap)
+        self.advantage, self.policy_loss, self.measure_entropy = advantage, policy_loss, measure_entropy
+        self.collector = Collector(self.plan, seed, overlap, policy_loss)
         check_scorer_weights(scorer_weights)
         self.scorer = combine(scorers, scorer_weights)
         self.transforms, self.extra_metrics = reward_transforms, metrics or []
@@ -188,7 +186,7 @@ class PolicyModule(EpochModule):
         self.reference: Reference | None = None
         if self.kl.given:
             self.reference = Reference(reference, adapters=lora is not None, float32_logits=float32_logits)
-        self._explored, self._ways = False, ""
+        self._is_first, self._ways = True, ""
 
     @property
     def model(self) -> PreTrainedModel:
@@ -228,9 +226,7 @@ class PolicyModule(EpochModule):
     context_limit: int | None = None
 
     def preflight(self, data: PromptData) -> None:
-        """Checks prompts, models, sampler and scorers without weights, and that prompts fit a micro-batch.
-
-        The prompts are the first rollout's, answered at length.
+        """Checks parts without weights, and that the first rollout's prompts, answered at length, fit a micro-batch.
 
         Raises:
             RLHFError: Naming what cannot be, what a scorer lacks, or what ``token_budget`` must be at least.
@@ -301,7 +297,7 @@ class PolicyModule(EpochModule):
 
     def models(self) -> dict[str, nn.Module]:
         """The policy and the reference."""
-        own = None if self.reference is None else self.reference.model
+        own = getattr(self.reference, "model", None)
         return {"policy": causal_lm(self.model), **({} if own is None else {"reference": own})}
 
     def parameter_groups(self) -> dict[str, Iterable[nn.Parameter]]:
@@ -327,9 +323,9 @@ class PolicyModule(EpochModule):
     def make_batches(self) -> Epoch:
         """Samples, scores, and cuts the experience into packed micro-batches."""
         experience = self.explore()
-        if not self._explored:
+        if self._is_first:
             check_any_succeeded(experience.scores)
-        self._explored = True
+            self._is_first = False
         metrics = {**experience.metrics, **self.kl.betas()}
         if self.measure_entropy:
             with self.events.phase("entropy"):
@@ -397,7 +393,7 @@ class PolicyModule(EpochModule):
         self.collector.save(checkpoint, self.rollout_index)
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        """Restores the next rollout, where there is one; without overlap it is left out."""
+        """Restores the next rollout, where there is one."""
         super().on_load_checkpoint(checkpoint)
         if self.trainer.state.fn == "fit":
             self.collector.restore(checkpoint, self.data, self.rollout_index)
