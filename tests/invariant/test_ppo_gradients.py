@@ -81,7 +81,7 @@ def gradient_of(losses, shared):
 
 def packed(shared, **more):
     settings = {"updates": 1, "token_budget": 100, "aggregation": "token-mean"} | more
-    return [module(shared).update_loss(batch) for batch in updates_of(rollout(), **settings)[0]]
+    return [module(shared).update_loss(batch).total for batch in updates_of(rollout(), **settings)[0]]
 
 
 def padded(shared):
@@ -147,7 +147,7 @@ def test_masked_responses_have_no_gradient():
     kept = [i for i in range(16) if not 4 <= i < 12]
     changed = dataclasses.replace(exp, values=exp.values.clone())
     changed.values[4:12] += 100.0
-    (again,) = [module(False).update_loss(b) for b in updates_of(changed, updates=1, token_budget=100,
+    (again,) = [module(False).update_loss(b).total for b in updates_of(changed, updates=1, token_budget=100,
                 aggregation="token-mean", counted=counted)[0]]  # fmt: skip
     assert float(half) == float(again)
     batch = updates_of(exp, updates=1, token_budget=100, aggregation="token-mean", counted=counted)[0][0]

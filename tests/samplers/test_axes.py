@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from rlhf_lightning.modules.ahead import restored, state_of
 from sampler_models import prompts as real_prompts
 from tests.served import served
 
@@ -20,6 +19,7 @@ from rlhf_lightning import axes, reward_types, types
 from rlhf_lightning.data.update_batches import updates_of
 from rlhf_lightning.errors import DataError, PartError
 from rlhf_lightning.models import TinyLlama
+from rlhf_lightning.modules.collector import restored, state_of
 from rlhf_lightning.modules.sft import SFTBatch
 from rlhf_lightning.protocols import Sampler
 from rlhf_lightning.samplers import DynamicSampler, InProcessSampler, RemoteSampler

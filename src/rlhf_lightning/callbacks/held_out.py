@@ -71,7 +71,7 @@ class HeldOutEval(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Looks whether the module can be asked what is to be asked."""
-        if self.samples and not hasattr(pl_module, "measure_samples"):
+        if self.samples and getattr(pl_module, "generator", None) is None:
             raise ConfigError(f"HeldOutEval: {type(pl_module).__name__} draws no samples; leave samples out")
 
     def on_rollout_start(self, trainer: Trainer, pl_module: EpochModule) -> None:
@@ -105,7 +105,7 @@ class HeldOutEval(Callback):
         measured = module.measure(self.max_prompts)
         if self.samples:
             asked = {"samples": self.samples, "best_of": self.best_of, "temperature": self.temperature}
-            measured |= module.measure_samples(self.max_prompts, **asked)  # type: ignore[operator]
+            measured |= module.measure_samples(self.max_prompts, **asked)
         self.start = self.start or start_of(measured)
         module.rollout_metrics |= {**measured, **gap_since(self.start, measured)}
         if self.save_best:
