@@ -35,6 +35,21 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+class AnyColumn(dict[str, Tensor]):
+    """Columns of a check: (b, T) positive numbers under every name that is asked for, as if another part had made it.
+
+    Args:
+        mask: (b, T) True where a token was drawn; 0 off it.
+    """
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__()
+        self._mask = mask
+
+    def __missing__(self, name: str) -> Tensor:
+        return normal(*self._mask.shape, seed=14).abs() * self._mask
+
+
 def token_rewards(group_size: int, *, equal: bool = False) -> TokenRewards:
     """A reward on the last token of each sequence (all 1 when ``equal``), a small one elsewhere, and all else there is.
 
@@ -53,6 +68,7 @@ def token_rewards(group_size: int, *, equal: bool = False) -> TokenRewards:
         baseline=normal(count, TOKENS, seed=3) * mask,
         prompt_baseline=normal(GROUPS, seed=10),
         steps=StepScores(steps, ends),
+        columns=AnyColumn(mask),
     )
 
 
@@ -90,6 +106,7 @@ def update_batch(sequences: int = 4) -> UpdateBatch:
         update=0,
         micro_batches=1,
         sampler_logprobs=old + 0.1 * normal(sequences, TOKENS, seed=11) * mask,
+        columns=AnyColumn(mask),
     )
 
 
