@@ -78,8 +78,6 @@ MODULES = {
     "metrics.quantiles": "algorithms.metrics",
     "metrics.reward": "algorithms.reward_metrics",
     "runs.tables": "runs.run",
-    "modules._edges": "modules.epoch",
-    "modules._policy": "modules.policy",
     "modules.ahead": "modules.collector",
     "modules.sharing": "modules.trainer_checks",
     "samplers.ahead": "samplers.overlap",

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rlhf_lightning.modules.generator import Generator
 from rlhf_lightning.protocols import Scorer
 
-if TYPE_CHECKING:
-    from lightning import LightningModule as _Mixed
-else:
-    _Mixed = object
+_Mixed: Any = object
+"""A LightningModule by the time that its methods are called."""
 
 
 class EvaluationHooks(_Mixed):
