@@ -44,7 +44,7 @@ class EvaluationHooks(_Mixed):
         if self.generator is None:
             return {}
         prompts = self.data.held_out_prompts()[:limit]
-        return self.generator.evaluate_samples(prompts, self.global_step, self.proxy, **asked)
+        return self.generator.evaluate_samples(self.policy, prompts, self.global_step, self.proxy, **asked)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Greedy accuracy on a batch of held-out prompts."""
@@ -57,8 +57,8 @@ class EvaluationHooks(_Mixed):
     def predict_step(self, batch: Any, batch_idx: int) -> list[dict[str, str]]:
         """Greedy responses to a batch of prompts."""
         assert self.generator is not None
-        return self.generator.respond(batch, self.global_step)
+        return self.generator.respond(self.policy, batch, self.global_step)
 
     def _evaluated(self, prompts: Any) -> dict[str, float]:
         assert self.generator is not None
-        return self.generator.evaluate(prompts, self.global_step, self.proxy)
+        return self.generator.evaluate(self.policy, prompts, self.global_step, self.proxy)

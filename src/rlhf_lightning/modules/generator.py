@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from rlhf_lightning.data.order import derive_seed
 from rlhf_lightning.events import Events
@@ -108,7 +109,7 @@ class Generator:
             events: Told which phase is on, and of tokens that are drawn.
             tasks: By name.
         """
-        self._model, self._sharding, self._events = model, sharding, events
+        self._sharding, self._events = sharding, events
         self.drawing = data_parallel_sampler(self.sampler)
         self.drawing.bind(model, self.tokenizer)  # type: ignore[arg-type]
         self.drawing.on_tokens = events.advance
@@ -124,25 +125,29 @@ class Generator:
 
     # ---- while it trains --------------------------------------------------------------------------------------------
 
-    def begin(self, version: int) -> None:
+    def begin(self, model: nn.Module, version: int) -> None:
         """Before sampling: evaluation mode, and a sampler that knows the weights of now.
 
         Args:
-            version: Updates that they have seen.
+            model: The module's of now: a strategy may have wrapped the one that was bound (FSDP 1).
+            version: Updates that its weights have seen.
         """
-        self._model.eval()
-        with self._sharding.gathered(self._model):
+        model.eval()
+        with self._sharding.gathered(model):
             self.drawing.sync(version)
 
-    def evaluate(self, prompts: Sequence[Prompt], version: int, proxy: Scorer | None = None) -> dict[str, float]:
+    def evaluate(
+        self, model: nn.Module, prompts: Sequence[Prompt], version: int, proxy: Scorer | None = None
+    ) -> dict[str, float]:
         """Greedy accuracy of the model as it is now: the paper's policy evaluation (§4.1).
 
         Args:
+            model: As of :meth:`begin`.
             prompts: Held out.
             version: Updates that the weights have seen.
             proxy: What the model is trained on in the verifier's place; it scores the same responses.
         """
-        self.begin(version)
+        self.begin(model, version)
         with self._events.phase("evaluate"):
             rollout = greedy(self.drawing, prompts)
             metrics = accuracy_metrics(rollout, data_parallel(self.verifier)(rollout))
@@ -154,6 +159,7 @@ class Generator:
 
     def evaluate_samples(
         self,
+        model: nn.Module,
         prompts: Sequence[Prompt],
         version: int,
         proxy: Scorer | None = None,
@@ -168,7 +174,7 @@ class Generator:
         """
         seeds = sample_seeds(derive_seed("held-out samples", self.seed), 0, prompts, samples)
         params = replace(self.sampler.params, temperature=temperature)
-        self.begin(version)
+        self.begin(model, version)
         with self._events.phase("evaluate"):
             rollout = self.drawing(prompts, samples_per_prompt=samples, seeds=seeds, params=params)
             own = None if proxy is None else data_parallel(proxy)
@@ -176,9 +182,9 @@ class Generator:
         self.drawing.release()
         return metrics
 
-    def respond(self, prompts: Sequence[Prompt], version: int) -> list[dict[str, str]]:
+    def respond(self, model: nn.Module, prompts: Sequence[Prompt], version: int) -> list[dict[str, str]]:
         """One greedy response per prompt, as plain values."""
-        self.begin(version)
+        self.begin(model, version)
         with self._events.phase("rollout"):
             rollout = greedy(self.drawing, prompts)
         return [{"prompt": p.text, "response": text} for p, text in zip(prompts, rollout.texts, strict=True)]

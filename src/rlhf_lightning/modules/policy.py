@@ -337,7 +337,7 @@ class PolicyModule(EpochModule):
         """The rollout of this index."""
         steps = self.updates_per_epoch
         goes_on = goes_on_after(self.trainer, rollout=self.rollout_index, step=self.global_step + steps)
-        self.generator.begin(self.global_step)
+        self.generator.begin(self.model, self.global_step)
         own: dict[str, Any] = {"rollout": self.rollout_index, "version": self.global_step, "goes_on": goes_on}
         experience = self.collector.collect(self.pipeline, self.data, self.rollout_forwards(), **own)
         self.generator.drawing.release()
