@@ -127,8 +127,12 @@ class RolloutForwards:
 
     def entropy(self, rollout: Rollout) -> Tensor:
         """(B, T) entropies of the distributions that the tokens were drawn from."""
-        settings = {"token_budget": self.plan.token_budget, "chunk_size": self.logits_chunk}
-        return self.run(partial(rollout_entropy, self.policy, rollout, **settings))  # type: ignore[no-any-return]
+        return self.run(partial(rollout_entropy, self.policy, rollout, **self._sizes))  # type: ignore[no-any-return]
+
+    @property
+    def _sizes(self) -> dict[str, Any]:
+        """How much of a forward with logits is held at once."""
+        return {"token_budget": self.plan.token_budget, "chunk_size": self.logits_chunk}
 
     @property
     def _takes_the_samplers(self) -> bool:
@@ -143,8 +147,7 @@ class RolloutForwards:
         return [row for update in rows_of_updates(rollout, **cutting(self.plan))[1] for row in update]
 
     def _logprobs(self, model: PreTrainedModel, rollout: Rollout, rows: Rows | None) -> Tensor:
-        settings: dict[str, Any] = {"token_budget": self.plan.token_budget, "chunk_size": self.logits_chunk}
-        return self.run(partial(rollout_logprobs, model, rollout, rows=rows, **settings))  # type: ignore[no-any-return]
+        return self.run(partial(rollout_logprobs, model, rollout, rows=rows, **self._sizes))  # type: ignore[no-any-return]
 
     def _values(self, rollout: Rollout, rows: Rows | None) -> Tensor:
         assert self.critic is not None
